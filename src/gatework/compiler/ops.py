@@ -1,0 +1,123 @@
+"""The closed table of operations: their names in the notation and, beside each, its derivative.
+
+Receives `Expr`, hands on `Expr`. A rule takes the gradient d of the result, the result y and the arguments, and
+returns one gradient (or None) per argument. A backend adds one line per row: how the operation is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .expr import CellError, Expr, add, const, div, elementwise, lift, mul, node, sub, written_at
+
+
+def sigmoid(a) -> Expr:
+    """1 / (1 + exp(-a)), element by element."""
+    return elementwise("sigmoid", a)
+
+
+def tanh(a) -> Expr:
+    """Hyperbolic tangent, element by element."""
+    return elementwise("tanh", a)
+
+
+def relu(a) -> Expr:
+    """max(a, 0), element by element; its derivative at 0 is 0."""
+    return elementwise("relu", a)
+
+
+def exp(a) -> Expr:
+    """e to the power a, element by element."""
+    return elementwise("exp", a)
+
+
+def log(a) -> Expr:
+    """Natural logarithm, element by element; nan below 0."""
+    return elementwise("log", a)
+
+
+def sqrt(a) -> Expr:
+    """Square root, element by element; nan below 0."""
+    return elementwise("sqrt", a)
+
+
+def softplus(a) -> Expr:
+    """log(1 + exp(a)), element by element."""
+    return elementwise("softplus", a)
+
+
+def minimum(a, b) -> Expr:
+    """The smaller of two values, element by element; nan if either is. At a tie the gradient goes to the first."""
+    return elementwise("minimum", a, b)
+
+
+def maximum(a, b) -> Expr:
+    """The larger of two values, element by element; nan if either is. At a tie the gradient goes to the first."""
+    return elementwise("maximum", a, b)
+
+
+def where(condition, a, b) -> Expr:
+    """a where the condition holds (is not 0), else b, element by element."""
+    return elementwise("where", condition, a, b)
+
+
+def sum(a) -> Expr:
+    """The sum over the features of a vector: a scalar, which spreads again over whatever it meets."""
+    a = lift(a)
+    if len(a.dims) != 1:
+        raise CellError(f"{written_at()}: sum() adds up the features of a vector; what was given has "
+                        f"{'no features' if not a.dims else 'two dimensions'}")
+    return node("sum", a, dims=())
+
+
+def matvec(matrix: Expr, a: Expr) -> Expr:
+    return node("matvec", matrix, a, dims=matrix.dims[:1])
+
+
+def matvec_t(matrix: Expr, a: Expr) -> Expr:
+    return node("matvecT", matrix, a, dims=matrix.dims[1:])
+
+
+def outer(a: Expr, b: Expr) -> Expr:
+    return node("outer", a, b, dims=a.dims + b.dims)
+
+
+def expand(a: Expr, like: Expr) -> Expr:
+    return a if a.dims == like.dims or a.op == "const" else node("expand", a, dims=like.dims)
+
+
+def _sum(d: Expr, like: Expr) -> Expr:
+    # A constant gradient has no shape of its own; spread it before adding it up.
+    return node("sum", d if d.dims else node("expand", d, dims=like.dims), dims=())
+
+
+def _sign(a: Expr) -> Expr:
+    return where(lift(a) < 0.0, -1.0, where(const(0.0) < a, 1.0, 0.0))
+
+
+DERIVATIVE: dict[str, Callable] = {
+    "add": lambda d, y, a, b: (d, d),
+    "sub": lambda d, y, a, b: (d, mul(-1.0, d)),
+    "mul": lambda d, y, a, b: (mul(d, b), mul(d, a)),
+    "div": lambda d, y, a, b: (div(d, b), mul(-1.0, div(mul(d, y), b))),
+    "sigmoid": lambda d, y, a: (mul(mul(d, y), sub(1.0, y)),),
+    "tanh": lambda d, y, a: (mul(d, sub(1.0, mul(y, y))),),
+    "relu": lambda d, y, a: (where(lift(0.0) < y, d, 0.0),),
+    "exp": lambda d, y, a: (mul(d, y),),
+    "log": lambda d, y, a: (div(d, a),),
+    "sqrt": lambda d, y, a: (div(mul(0.5, d), y),),
+    "abs": lambda d, y, a: (mul(d, _sign(a)),),
+    "softplus": lambda d, y, a: (mul(d, sigmoid(a)),),
+    "minimum": lambda d, y, a, b: (where(a <= b, d, 0.0), where(a <= b, 0.0, d)),
+    "maximum": lambda d, y, a, b: (where(lift(b) <= a, d, 0.0), where(lift(b) <= a, 0.0, d)),
+    "where": lambda d, y, c, a, b: (None, where(c, d, 0.0), where(c, 0.0, d)),
+    "lt": lambda d, y, a, b: (None, None),
+    "le": lambda d, y, a, b: (None, None),
+    "sum": lambda d, y, a: (expand(d, a),),
+    "expand": lambda d, y, a: (_sum(d, y),),
+    "matvec": lambda d, y, m, a: (outer(d, a), matvec_t(m, d)),
+    "matvecT": lambda d, y, m, a: (outer(a, d), matvec(m, d)),
+}
+PRODUCTS = {"matvec", "matvecT", "outer"}
+
+__all__ = ["exp", "log", "maximum", "minimum", "relu", "sigmoid", "softplus", "sqrt", "sum", "tanh", "where"]
