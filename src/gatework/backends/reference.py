@@ -45,6 +45,7 @@ MEANING = {
     "le": _constants(lambda a, b: (a <= b).to(a.dtype)),
     "sum": lambda a: a.sum(-1, keepdim=True),
     "expand": lambda a: a,
+    "copy": lambda a: a,
     "matvec": lambda m, a: functional.linear(a, m),
     "matvecT": lambda m, d: d @ m,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import ops
-from .expr import Expr, add, const, is_const, order
+from .expr import Expr, add, const, is_const, node, order
 
 
 def vjp(outputs: list[Expr], cotangents: list[Expr], wrt: list[Expr]) -> list[Expr]:
@@ -12,7 +12,11 @@ def vjp(outputs: list[Expr], cotangents: list[Expr], wrt: list[Expr]) -> list[Ex
 
     def give(e: Expr, d: Expr | None):
         if d is not None and e.op != "const" and not is_const(d, 0):
-            gradient[e] = add(gradient[e], d) if e in gradient else d
+            gradient[e] = plus(gradient[e], d) if e in gradient else d
+
+    def plus(a: Expr, b: Expr) -> Expr:
+        # Gradients of one matrix in two products; element-wise arithmetic is for vectors.
+        return node("add", a, b, dims=a.dims) if len(a.dims) == 2 else add(a, b)
 
     for y, d in zip(outputs, cotangents):
         give(y, d)

@@ -115,6 +115,7 @@ DERIVATIVE: dict[str, Callable] = {
     "le": lambda d, y, a, b: (None, None),
     "sum": lambda d, y, a: (expand(d, a),),
     "expand": lambda d, y, a: (_sum(d, y),),
+    "copy": lambda d, y, a: (d,),
     "matvec": lambda d, y, m, a: (outer(d, a), matvec_t(m, d)),
     "matvecT": lambda d, y, m, a: (outer(a, d), matvec(m, d)),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .expr import Expr, add, const, is_const, leaf, order, substitute
+from .expr import Expr, add, const, is_const, leaf, node, order, substitute
 from .grad import vjp
 from .ops import PRODUCTS, matvec_t
 from .trace import Cell
@@ -122,13 +122,16 @@ def _backward(cell: Cell, forward: set[Expr]) -> tuple[Backward, tuple[Expr, ...
         for matrix, d in of_state[s].products:
             lag.setdefault(d, leaf("lag", f"lag{len(lag)}", d.dims))
             value = add(value, matvec_t(matrix, lag[d]))
-        total[incoming[s]] = value
+        # A product after the loop needs it for every step: a value of its own, not one that the loop overwrites.
+        total[incoming[s]] = node("copy", value, dims=value.dims) if value.is_leaf else value
 
     of_state = {s: t.replace(total) for s, t in of_state.items()}
     of_input = {n: t.replace(total) for n, t in of_input.items()}
     lagged = dict(zip(lag.values(), substitute(lag, total)))
     of_part = dict(zip(of_part, substitute(of_part.values(), total)))
-    carried = {carry[s]: const(0.0) if of_state[s].rest is None else of_state[s].rest for s in carry}
+    zero = const(0.0)
+    carried = {e: node("copy", zero, dims=e.dims) if of_state[s].rest is None else of_state[s].rest
+               for s, e in carry.items()}
 
     matrices = {k: _outers(g) for k, g in of_part.items() if len(parts[k].dims) == 2}
     wanted = dict.fromkeys(d for t in of_input.values() for _, d in t.products)
@@ -141,10 +144,10 @@ def _backward(cell: Cell, forward: set[Expr]) -> tuple[Backward, tuple[Expr, ...
     vectors = {}
     for k, g in of_part.items():
         if len(parts[k].dims) == 1:
-            vectors[k] = g if g in wanted else _accumulate(carried, g, f"d{k[0]}_{k[1]}")
+            vectors[k] = g if g in wanted else _accumulate(carried, g, f"d{k[0]}_{k[1]}", parts[k].dims)
     for name, t in of_input.items():
         if t.rest is not None and cell.inputs[name].op == "constant":
-            of_input[name] = Terms(t.products, _accumulate(carried, t.rest, f"d{name}"))
+            of_input[name] = Terms(t.products, _accumulate(carried, t.rest, f"d{name}", t.rest.dims))
 
     # What is mentioned of the forward pass is kept, unless element-wise work brings it back from what is kept.
     following = {e: s for s, e in cell.next.items()}
@@ -174,8 +177,8 @@ def _backward(cell: Cell, forward: set[Expr]) -> tuple[Backward, tuple[Expr, ...
     return result, tuple(saved), stored
 
 
-def _accumulate(carried: dict[Expr, Expr], value: Expr, name: str) -> Expr:
+def _accumulate(carried: dict[Expr, Expr], value: Expr, name: str, dims: tuple[str, ...]) -> Expr:
     """Add a value up over the steps, as one more carried vector; returns its leaf."""
-    total = leaf("accumulator", name, value.dims)
+    total = leaf("accumulator", name, dims)
     carried[total] = add(total, value)
     return total

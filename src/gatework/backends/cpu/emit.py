@@ -1,0 +1,423 @@
+"""Receives the plan of a loop, hands on its LLVM IR: inner products, the packing of their panels, and the loop itself.
+
+    for each turn of the loop
+        for each stage
+            for each block of units, for each tile of rows
+                inner products into a small scratch      one function per number of rows, free of the cell
+                for each vector of units, for each row   the cell's equations, on registers
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+from ...compiler.expr import Expr, number
+from .ir import Function, Module
+from .maths import OPERATIONS
+from .plan import Loop, Panel, Pass, Place
+from .schedule import is_invariant
+from .target import Target
+
+UNROLL = 4     # steps of an inner product in one turn of its loop
+
+
+def emit(loop: Loop, target: Target, size: int) -> str:
+    """The IR of a loop: `run(arguments, first row, rows, scratch)` and `pack_<panel>(matrices, panel)`."""
+    module = Module(target, size)
+    for step in loop.passes:
+        for panel in step.panels:
+            _write_inner_products(module, loop, step, panel)
+            _write_packing(module, loop, step, panel)
+    _Kernel(module, loop).write()
+    return module.text()
+
+
+def panel_values(loop: Loop, step: Pass, panel: Panel, lanes: int) -> int:
+    """How many values a packed panel holds."""
+    return _blocks(step, lanes) * panel.length * len(panel.slots) * step.vectors * lanes
+
+
+def scratch_values(loop: Loop, rows: int, lanes: int) -> int:
+    """How many values of scratch a thread with so many rows needs."""
+    return _tile_values(loop, lanes) + rows * loop.scratch_row
+
+
+def _blocks(step: Pass, lanes: int) -> int:
+    return -(-step.size // (step.vectors * lanes))
+
+
+def _tile_values(loop: Loop, lanes: int) -> int:
+    return max((_tile_blocks(s) * s.rows * len(s.stage.products) * s.vectors * lanes for s in loop.passes), default=0)
+
+
+def _tile_blocks(step: Pass) -> int:
+    return max([1, *step.wide.values()])
+
+
+# ---- inner products
+
+
+def _write_inner_products(module: Module, loop: Loop, step: Pass, panel: Panel) -> None:
+    for rows in range(1, step.rows + 1):
+        for blocks in {1, step.wide.get(rows, 1)}:
+            strides = {_operand_width(loop, r.source) for r in panel.runs}
+            for stride in strides:
+                _write_inner_product(module, step, panel, rows, blocks, stride)
+
+
+def _operand_width(loop: Loop, source: Place | Expr) -> int:
+    """The distance of an operand from one row to the next, in values."""
+    return loop.buffers[source.buffer].width if isinstance(source, Place) else loop.scratch_row
+
+
+def _inner_name(panel: Panel, rows: int, blocks: int, stride: int) -> str:
+    return f"dot_{panel.name}_{rows}x{blocks}_{stride}"
+
+
+def _write_inner_product(module: Module, step: Pass, panel: Panel, rows: int, blocks: int, stride: int) -> None:
+    """acc[block][row][slot][vector] (+)= sum over k of operand[row][k] * panel[block][k][slot][vector]."""
+    f = Function(module, _inner_name(panel, rows, blocks, stride),
+                 ["ptr %operand", "ptr %panel", "i64 %length", "i1 %more", "ptr %acc"], separate=True)
+    vector, across = module.lanes * module.size, len(panel.slots) * step.vectors
+    block_stride = panel.length * across * vector
+    where = {}  # (block, row, column of the panel row) -> offset of its accumulator
+    for b in range(blocks):
+        for r in range(rows):
+            for j, slot in enumerate(panel.slots):
+                for v in range(step.vectors):
+                    index = ((b * step.rows + r) * len(step.stage.products) + slot) * step.vectors + v
+                    where[b, r, j * step.vectors + v] = index * vector
+    acc = {}
+    for key, offset in where.items():
+        start = "zeroinitializer"
+        if len(panel.runs) > 1:
+            start = f.value(f"select i1 %more, {module.vector} {f.load(f.at('%acc', offset))}, {module.vector} "
+                            "zeroinitializer")
+        acc[key] = f.variable(module.vector, start)
+
+    def turn(k: str) -> None:
+        a = f.at("%operand", f.integer("mul", k, module.size))
+        p = f.at("%panel", f.integer("mul", k, across * vector))
+        spread = [f.load_spread(f.at(a, r * stride * module.size)) for r in range(rows)]
+        for b in range(blocks):
+            for j in range(across):
+                column = f.load(f.at(p, b * block_stride + j * vector))
+                for r in range(rows):
+                    old = f.value(f"load {module.vector}, ptr {acc[b, r, j]}")
+                    f.line(f"store {module.vector} {f.fma(spread[r], column, old)}, ptr {acc[b, r, j]}")
+
+    whole = f.integer("and", "%length", -UNROLL)
+    with f.loop("0", whole, UNROLL) as k:
+        for u in range(UNROLL):
+            turn(f.integer("add", k, u))
+    with f.loop(whole, "%length") as k:
+        turn(k)
+    for key, offset in where.items():
+        f.store(f.value(f"load {module.vector}, ptr {acc[key]}"), f.at("%acc", offset))
+    f.finish()
+
+
+# ---- packing
+
+
+def _write_packing(module: Module, loop: Loop, step: Pass, panel: Panel) -> None:
+    """pack_<name>(table, panel): the table holds, per piece and slot, the address of a row block."""
+    f = Function(module, f"pack_{panel.name}", ["ptr %table", "ptr %panel"], internal=False)
+    lanes, size = module.lanes, module.size
+    across = len(panel.slots) * step.vectors
+    with f.loop("0", _blocks(step, lanes)) as block:
+        at_block = f.at("%panel", f.integer("mul", block, panel.length * across * lanes * size))
+        k0 = 0
+        for number, (length, matrices) in enumerate(panel.pieces):
+            for j, (_, _, flag) in enumerate(matrices):
+                matrix = f.load_word("%table", number * len(panel.slots) + j, "ptr")
+                for v in range(step.vectors):
+                    unit = f.integer("add", f.integer("mul", block, step.vectors * lanes), v * lanes)
+                    column = (k0 * across + j * step.vectors + v) * lanes * size
+                    pack = _pack_columns if flag == "N" else _pack_rows
+                    pack(f, step, matrix, unit, f.at(at_block, column), length, across * lanes * size)
+            k0 += length
+    f.finish()
+
+
+def _by_fullness(f: Function, unit: str, total: int, write) -> None:
+    """Write for a whole vector of units, for the last part of one, and for none."""
+    lanes = f.module.lanes
+    rest = f.integer("sub", total, unit)
+    with f.when(f.value(f"icmp sge i64 {rest}, {lanes}")):
+        write(lanes)
+    if total % lanes:
+        with f.when(f.value(f"icmp eq i64 {rest}, {total % lanes}")):
+            write(total % lanes)
+    with f.when(f.value(f"icmp sle i64 {rest}, 0")):
+        write(0)
+
+
+def _pack_rows(f: Function, step: Pass, matrix: str, unit: str, target: str, length: int, stride: int) -> None:
+    """panel[k] = matrix[k][unit...]: transposed products read rows as they lie."""
+    size = f.module.size
+
+    def write(valid: int) -> None:
+        with f.loop("0", length) as k:
+            row = f.at(f.at(matrix, f.integer("mul", k, step.size * size)), f.integer("mul", unit, size))
+            full = valid == f.module.lanes
+            value = "zeroinitializer" if valid == 0 else f.load(row, None if full else valid)
+            f.store(value, f.at(target, f.integer("mul", k, stride)))
+
+    _by_fullness(f, unit, step.size, write)
+
+
+def _pack_columns(f: Function, step: Pass, matrix: str, unit: str, target: str, length: int, stride: int) -> None:
+    """panel[k] = matrix[unit...][k]: one value from each of the rows that the lanes stand for."""
+    m = f.module
+
+    def write(valid: int) -> None:
+        first = f.at(matrix, f.integer("mul", unit, length * m.size))
+        with f.loop("0", length) as k:
+            corner = f.at(first, f.integer("mul", k, m.size))
+            value = "zeroinitializer"
+            for lane in range(valid):
+                x = f.value(f"load {m.scalar}, ptr {f.at(corner, lane * length * m.size)}, align {m.size}")
+                value = f.value(f"insertelement {m.vector} {value}, {m.scalar} {x}, i64 {lane}")
+            f.store(value, f.at(target, f.integer("mul", k, stride)))
+
+    _by_fullness(f, unit, step.size, write)
+
+
+# ---- the loop
+
+
+class _Kernel:
+    """Writes `run`: turns, stages, tiles, and the element-wise program at the end of each tile."""
+
+    def __init__(self, module: Module, loop: Loop):
+        self.m, self.loop = module, loop
+        self.f = Function(module, "run", ["ptr %arguments", "i64 %first", "i64 %rows", "ptr %scratch"], internal=False)
+        self.invariant: dict[Expr, bool] = {}
+        self.index = {name: k for k, name in enumerate(loop.buffers)}
+        self.panel_index = {p.name: k for k, p in enumerate(loop.panels)}
+
+    def write(self) -> None:
+        f = self.f
+        turns = f.load_word("%arguments", 0)
+        self.last = f.integer("sub", turns, 1)
+        words = 1 + 3 * len(self.loop.buffers)
+        self.panels = {p.name: f.load_word("%arguments", words + k, "ptr") for k, p in enumerate(self.loop.panels)}
+        self.base, self.stride, self.edge = {}, {}, {}
+        for name, k in self.index.items():
+            buffer = self.loop.buffers[name]
+            skip = 0 if buffer.kind == "vector" else f.integer("mul", "%first", buffer.width * self.m.size)
+            self.base[name] = f.at(f.load_word("%arguments", 1 + 3 * k, "ptr"), skip)
+            if buffer.kind == "sequence":
+                self.stride[name] = f.load_word("%arguments", 2 + 3 * k)
+                self.edge[name] = f.at(f.load_word("%arguments", 3 + 3 * k, "ptr"), skip)
+        self.row_scratch = f.at("%scratch", _tile_values(self.loop, self.m.lanes) * self.m.size)
+        tiles = [self._tiling(step) for step in self.loop.passes]
+        with f.loop("0", turns) as self.turn:
+            self.address: dict[tuple, str] = {}
+            self._all_addresses()
+            for step, tiling in zip(self.loop.passes, tiles):
+                self._stage(step, tiling)
+        f.finish()
+
+    # ---- addresses
+
+    def _all_addresses(self) -> None:
+        """Compute, at the top of a turn, where every buffer stands."""
+        places = [p for s in self.loop.passes for _, p in s.stores]
+        places += [self.loop.reads[e] for e in self._read()]
+        places += [r.source for p in self.loop.panels for r in p.runs if isinstance(r.source, Place)]
+        for place in places:
+            key = (place.buffer, place.turn, place.edge)
+            if key not in self.address:
+                self.address[key] = self._address(place)
+
+    def _read(self) -> list[Expr]:
+        found = [a for s in self.loop.passes for e in s.stage.nodes if e.op not in ("contract", "sum") for a in e.args]
+        found += [e.args[0] for s in self.loop.passes for e in s.stage.sums]
+        found += [e for s in self.loop.passes for e, _ in s.stores]
+        return [e for e in dict.fromkeys(found) if e in self.loop.reads]
+
+    def _address(self, place: Place) -> str:
+        f, name = self.f, place.buffer
+        if name not in self.stride:
+            return self.base[name]
+        step = self.turn if place.turn == 0 else f.integer("add", self.turn, place.turn)
+        here = f.at(self.base[name], f.integer("mul", step, self.stride[name]))
+        if not place.edge:
+            return here
+        at_edge = f.value(f"icmp eq i64 {self.turn}, {0 if place.edge == 'first' else self.last}")
+        return f.value(f"select i1 {at_edge}, ptr {self.edge[name]}, ptr {here}")
+
+    def _at(self, place: Place, row: str, unit: str) -> str:
+        """The address of a value, for one row and from one unit on."""
+        f, buffer = self.f, self.loop.buffers[place.buffer]
+        start = f.at(self.address[place.buffer, place.turn, place.edge], place.offset * self.m.size)
+        if buffer.kind != "vector":
+            start = f.at(start, f.integer("mul", row, buffer.width * self.m.size))
+        return f.at(start, f.integer("mul", unit, self.m.size))
+
+    def _scratch(self, e: Expr, row: str, unit: str = "0") -> str:
+        f = self.f
+        start = f.at(self.row_scratch, f.integer("mul", row, self.loop.scratch_row * self.m.size))
+        return f.at(f.at(start, self.loop.scratch[e] * self.m.size), f.integer("mul", unit, self.m.size))
+
+    # ---- stages
+
+    def _tiling(self, step: Pass) -> tuple[str, str, str]:
+        """(rows in a tile, tiles with one row more, blocks at once): tiles differ by one row at the most."""
+        f = self.f
+        if not step.panels:
+            return "%rows", "0", "1"
+        tiles = f.integer("sdiv", f.integer("add", "%rows", step.rows - 1), step.rows)
+        blocks = "1"
+        for rows, wide in step.wide.items():
+            few = f.value(f"icmp eq i64 %rows, {rows}")
+            blocks = f.value(f"select i1 {few}, i64 {wide}, i64 {blocks}")
+        return f.integer("sdiv", "%rows", tiles), f.integer("srem", "%rows", tiles), blocks
+
+    def _stage(self, step: Pass, tiling: tuple[str, str, str]) -> None:
+        f = self.f
+        for e in step.stage.sums:
+            with f.loop("0", "%rows") as row:
+                f.store("zeroinitializer", self._scratch(e, row))
+        if not step.stage.dims:
+            with f.loop("0", "%rows") as row:
+                self._row(step, {}, row, "0", None)
+            return
+        usual, extra, at_once = tiling
+        total = _blocks(step, self.m.lanes)
+        block = f.variable("i64", "0")
+        with self._while_below(block, total) as now:
+            left = f.integer("sub", total, now)
+            fits = f.value(f"icmp sle i64 {at_once}, {left}")
+            blocks = f.value(f"select i1 {fits}, i64 {at_once}, i64 1")
+            first, index = f.variable("i64", "0"), f.variable("i64", "0")
+            with self._while_below(first, "%rows") as row:
+                tile = f.value(f"load i64, ptr {index}")
+                larger = f.value(f"zext i1 {f.value(f'icmp slt i64 {tile}, {extra}')} to i64")
+                rows = f.integer("add", usual, larger)
+                for panel in step.panels:
+                    self._multiply(step, panel, now, blocks, row, rows)
+                self._epilogue(step, now, blocks, row, rows)
+                f.line(f"store i64 {f.integer('add', tile, 1)}, ptr {index}")
+                f.line(f"store i64 {f.integer('add', row, rows)}, ptr {first}")
+            f.line(f"store i64 {f.integer('add', now, blocks)}, ptr {block}")
+
+    @contextmanager
+    def _while_below(self, variable: str, end):
+        """A loop whose block moves the variable on by itself."""
+        f = self.f
+        head, body, done = (f.fresh(s) for s in ("head", "body", "done"))
+        f.line(f"br label %{head}")
+        f.label(head)
+        now = f.value(f"load i64, ptr {variable}")
+        more = f.value(f"icmp slt i64 {now}, {end}")
+        f.line(f"br i1 {more}, label %{body}, label %{done}")
+        f.label(body)
+        yield now
+        f.line(f"br label %{head}")
+        f.label(done)
+
+    def _multiply(self, step: Pass, panel: Panel, block: str, blocks: str, row: str, rows: str) -> None:
+        f, size = self.f, self.m.size
+        across = len(panel.slots) * step.vectors * self.m.lanes * size
+        start = f.at(self.panels[panel.name], f.integer("mul", block, panel.length * across))
+        done = 0
+        for k, run in enumerate(panel.runs):
+            if isinstance(run.source, Place):
+                operand = self._at(run.source, row, "0")
+            else:
+                operand = self._scratch(run.source, row)
+            length = str(run.length)
+            if run.skip_first:
+                at_first = f.value(f"icmp eq i64 {self.turn}, 0")
+                length = f.value(f"select i1 {at_first}, i64 0, i64 {run.length}")
+            stride = _operand_width(self.loop, run.source)
+            here = f.at(start, done * across)
+            done += run.length
+
+            def call(rows: int, blocks: int) -> None:
+                f.line(f"call void @{_inner_name(panel, rows, blocks, stride)}(ptr {operand}, ptr {here}, i64 {length}, "
+                       f"i1 {'true' if k else 'false'}, ptr %scratch)")
+
+            # 100 x blocks + rows names the variant
+            variant = f.integer("add", f.integer("mul", blocks, 100), rows)
+            f.choose(variant, {100 * b + r: (lambda r=r, b=b: call(r, b))
+                               for r in range(1, step.rows + 1) for b in sorted({1, step.wide.get(r, 1)})})
+
+    def _epilogue(self, step: Pass, block: str, blocks: str, first: str, rows: str) -> None:
+        f, lanes, tail = self.f, self.m.lanes, step.size % self.m.lanes
+        start = f.integer("mul", block, step.vectors)
+        end = f.integer("add", start, f.integer("mul", blocks, step.vectors))
+        with f.loop(start, end) as vector:
+            unit = f.integer("mul", vector, lanes)
+            slot = f.integer("sub", vector, start)
+            with f.when(f.value(f"icmp sle i64 {unit}, {step.size - lanes}")):
+                self._tile(step, unit, slot, first, rows, None)
+            if tail:
+                with f.when(f.value(f"icmp eq i64 {unit}, {step.size - tail}")):
+                    self._tile(step, unit, slot, first, rows, tail)
+
+    def _tile(self, step: Pass, unit: str, slot: str, first: str, rows: str, valid: int | None) -> None:
+        """All rows of a tile for one vector of units; what is the same for all rows is computed once."""
+        f = self.f
+        env: dict[Expr, str] = {}
+        for e in step.stage.nodes:
+            if e.dims and is_invariant(e, self.invariant):
+                self._compute(step, e, env, "0", unit, valid)
+        products = len(step.stage.products)
+        column = f.integer("srem", slot, step.vectors)
+        block = f.integer("sdiv", slot, step.vectors)
+        with f.loop("0", rows) as k:
+            inner = dict(env)
+            row = f.integer("add", first, k)
+            index = f.integer("add", f.integer("mul", block, step.rows), k)
+            index = f.integer("add", f.integer("mul", index, products * step.vectors), column)
+            acc = f.at("%scratch", f.integer("mul", index, self.m.lanes * self.m.size))
+            for j, e in enumerate(step.stage.products):
+                inner[e] = f.load(f.at(acc, j * step.vectors * self.m.lanes * self.m.size))
+            self._row(step, inner, row, unit, valid)
+
+    def _row(self, step: Pass, env: dict[Expr, str], row: str, unit: str, valid: int | None) -> None:
+        """The element-wise program for one row; all loads come before the first store."""
+        f = self.f
+        for e in step.stage.nodes:
+            if e not in env:
+                self._compute(step, e, env, row, unit, valid)
+        for e in step.stage.sums:
+            self._value(e.args[0], env, row, unit, valid)
+        for e, _ in step.stores:
+            self._value(e, env, row, unit, valid)
+        for e in step.stage.sums:
+            place = self._scratch(e, row)
+            part = f.keep_valid(env[e.args[0]], valid)
+            f.store(f.arithmetic("fadd", f.load(place), part), place)
+        for e in step.keep:
+            f.store(env[e], self._scratch(e, row, unit))
+        for e, place in step.stores:
+            if e.dims:
+                f.store(env[e], self._at(place, row, unit), valid)
+            else:
+                f.store(env[e], self._at(place, row, "0"), 1)
+
+    def _compute(self, step: Pass, e: Expr, env: dict[Expr, str], row: str, unit: str, valid: int | None) -> None:
+        if e.op == "sum":
+            env[e] = self.f.total(self.f.load(self._scratch(e, row)))
+            return
+        args = [self._value(a, env, row, unit, valid) for a in e.args]
+        env[e] = OPERATIONS[e.op](self.f, *args)
+
+    def _value(self, e: Expr, env: dict[Expr, str], row: str, unit: str, valid: int | None) -> str:
+        """A value on registers, loaded if this stage has not computed it."""
+        if e in env:
+            return env[e]
+        f = self.f
+        if e.op == "const":
+            env[e] = f.number(number(e))
+        elif e in self.loop.reads:
+            place = self.loop.reads[e]
+            env[e] = f.load(self._at(place, row, unit), valid) if e.dims else f.load_spread(self._at(place, row, "0"))
+        else:
+            env[e] = f.load(self._scratch(e, row, unit if e.dims else "0"))
+        return env[e]

@@ -1,0 +1,196 @@
+"""A small writer of LLVM IR text: values, branches, counted loops. It knows nothing of cells."""
+
+from __future__ import annotations
+
+import struct
+from contextlib import contextmanager
+
+from .target import Target
+
+FLOATS = {4: "float", 8: "double"}
+
+
+class Module:
+    """The text of one module: functions, and the intrinsics that they turned out to need."""
+
+    def __init__(self, target: Target, size: int):
+        self.target, self.size = target, size
+        self.lanes = target.lanes(size)
+        self.scalar = FLOATS[size]
+        self.integer = f"i{8 * size}"
+        self.vector = f"<{self.lanes} x {self.scalar}>"
+        self.integers = f"<{self.lanes} x {self.integer}>"
+        self.suffix = f"v{self.lanes}f{8 * size}"
+        self.functions: list[str] = []
+        self.declared: dict[str, None] = {}
+
+    def text(self) -> str:
+        wide = f'"prefer-vector-width"="{self.target.bits}" "min-legal-vector-width"="{self.target.bits}"'
+        estimate = '"reciprocal-estimates"="vec-divf:1"' if self.target.fast_division else ""
+        attributes = f'attributes #0 = {{ nounwind {wide} {estimate} }}'
+        return "\n".join([*self.declared, *self.functions, attributes, ""])
+
+
+class Function:
+    """One function under construction. Variables live in memory until LLVM's first pass puts them into registers."""
+
+    def __init__(self, module: Module, name: str, arguments: list[str], internal: bool = True,
+                 separate: bool = False):
+        self.module, self.name = module, name
+        self.head = (f"define {'internal ' if internal else ''}void @{name}({', '.join(arguments)}) #0 "
+                     f"{'noinline ' if separate else ''}{{")
+        self.slots: list[str] = []
+        self.lines: list[str] = []
+        self.count = 0
+
+    def finish(self) -> None:
+        self.line("ret void")
+        self.module.functions += [self.head, "entry:", *self.slots, *self.lines, "}"]
+
+    def line(self, text: str) -> None:
+        self.lines.append("  " + text)
+
+    def value(self, text: str) -> str:
+        self.count += 1
+        name = f"%v{self.count}"
+        self.lines.append(f"  {name} = {text}")
+        return name
+
+    # ---- integers and addresses
+
+    def integer(self, op: str, a, b) -> str:
+        return self.value(f"{op} i64 {a}, {b}")
+
+    def at(self, pointer: str, byte_offset) -> str:
+        return pointer if byte_offset == 0 else self.value(f"getelementptr i8, ptr {pointer}, i64 {byte_offset}")
+
+    def load_word(self, pointer: str, index: int, kind: str = "i64") -> str:
+        return self.value(f"load {kind}, ptr {self.at(pointer, 8 * index)}")
+
+    # ---- control
+
+    def label(self, name: str) -> None:
+        self.lines.append(f"{name}:")
+
+    def fresh(self, stem: str) -> str:
+        self.count += 1
+        return f"{stem}{self.count}"
+
+    def variable(self, kind: str, initial: str | None = None) -> str:
+        self.count += 1
+        name = f"%m{self.count}"
+        self.slots.append(f"  {name} = alloca {kind}")
+        if initial is not None:
+            self.line(f"store {kind} {initial}, ptr {name}")
+        return name
+
+    @contextmanager
+    def loop(self, start, end, step="1"):
+        """Count from start to end; the block is skipped where there is nothing to count."""
+        head, body, done = (self.fresh(s) for s in ("head", "body", "done"))
+        counter = self.variable("i64", start)
+        self.line(f"br label %{head}")
+        self.label(head)
+        now = self.value(f"load i64, ptr {counter}")
+        more = self.value(f"icmp slt i64 {now}, {end}")
+        self.line(f"br i1 {more}, label %{body}, label %{done}")
+        self.label(body)
+        yield now
+        self.line(f"store i64 {self.integer('add', now, step)}, ptr {counter}")
+        self.line(f"br label %{head}")
+        self.label(done)
+
+    @contextmanager
+    def when(self, condition: str):
+        then, done = self.fresh("then"), self.fresh("done")
+        self.line(f"br i1 {condition}, label %{then}, label %{done}")
+        self.label(then)
+        yield
+        self.line(f"br label %{done}")
+        self.label(done)
+
+    def choose(self, selector: str, cases: dict[int, object]) -> None:
+        """Run the writer of the case that the selector names; exactly one must match."""
+        done = self.fresh("done")
+        labels = {k: self.fresh("case") for k in cases}
+        first = next(iter(cases))
+        table = " ".join(f"i64 {k}, label %{labels[k]}" for k in cases if k != first)
+        self.line(f"switch i64 {selector}, label %{labels[first]} [{table}]")
+        for k, write in cases.items():
+            self.label(labels[k])
+            write()
+            self.line(f"br label %{done}")
+        self.label(done)
+
+    # ---- vectors of floating-point values
+
+    def number(self, value: float) -> str:
+        """A constant, spread over all lanes."""
+        if self.module.size == 4:
+            value = struct.unpack("<f", struct.pack("<f", value))[0]
+        bits = struct.unpack("<Q", struct.pack("<d", value))[0]
+        return f"splat ({self.module.scalar} 0x{bits:016X})"
+
+    def integer_number(self, value: int) -> str:
+        return f"splat ({self.module.integer} {value})"
+
+    def arithmetic(self, op: str, a: str, b: str, flags: str = "") -> str:
+        return self.value(f"{op} {flags} {self.module.vector} {a}, {b}")
+
+    def intrinsic(self, name: str, *args: str, kind: str | None = None) -> str:
+        m, v = self.module, self.module.vector
+        m.declared[f"declare {v} @llvm.{name}.{m.suffix}({', '.join([v] * len(args))})"] = None
+        return self.value(f"call {v} @llvm.{name}.{m.suffix}({', '.join(f'{v} {a}' for a in args)})")
+
+    def fma(self, a: str, b: str, c: str) -> str:
+        return self.intrinsic("fmuladd", a, b, c)
+
+    def select(self, compare: str, a: str, b: str, yes: str, no: str) -> str:
+        m = self.module
+        c = self.value(f"fcmp {compare} {m.vector} {a}, {b}")
+        return self.value(f"select <{m.lanes} x i1> {c}, {m.vector} {yes}, {m.vector} {no}")
+
+    def _mask(self, valid: int) -> str:
+        lanes = ", ".join(f"i1 {'true' if k < valid else 'false'}" for k in range(self.module.lanes))
+        return f"<{lanes}>"
+
+    def load(self, pointer: str, valid: int | None = None) -> str:
+        """Load a vector; `valid` lanes of it, the rest zero, where it is given."""
+        m = self.module
+        if valid is None:
+            return self.value(f"load {m.vector}, ptr {pointer}, align {m.size}")
+        bits = f"<{m.lanes} x i1>"
+        m.declared[f"declare {m.vector} @llvm.masked.load.{m.suffix}.p0(ptr, i32, {bits}, {m.vector})"] = None
+        return self.value(f"call {m.vector} @llvm.masked.load.{m.suffix}.p0(ptr {pointer}, i32 {m.size}, {bits} "
+                          f"{self._mask(valid)}, {m.vector} zeroinitializer)")
+
+    def store(self, value: str, pointer: str, valid: int | None = None) -> None:
+        m = self.module
+        if valid is None:
+            self.line(f"store {m.vector} {value}, ptr {pointer}, align {m.size}")
+            return
+        bits = f"<{m.lanes} x i1>"
+        m.declared[f"declare void @llvm.masked.store.{m.suffix}.p0({m.vector}, ptr, i32, {bits})"] = None
+        self.line(f"call void @llvm.masked.store.{m.suffix}.p0({m.vector} {value}, ptr {pointer}, i32 {m.size}, {bits} "
+                  f"{self._mask(valid)})")
+
+    def keep_valid(self, value: str, valid: int | None) -> str:
+        m = self.module
+        if valid is None:
+            return value
+        return self.value(f"select <{m.lanes} x i1> {self._mask(valid)}, {m.vector} {value}, {m.vector} zeroinitializer")
+
+    def spread(self, scalar: str) -> str:
+        m = self.module
+        one = self.value(f"insertelement {m.vector} poison, {m.scalar} {scalar}, i64 0")
+        return self.value(f"shufflevector {m.vector} {one}, {m.vector} poison, <{m.lanes} x i32> zeroinitializer")
+
+    def load_spread(self, pointer: str) -> str:
+        return self.spread(self.value(f"load {self.module.scalar}, ptr {pointer}, align {self.module.size}"))
+
+    def total(self, value: str) -> str:
+        """The sum over all lanes, in all lanes."""
+        m = self.module
+        m.declared[f"declare {m.scalar} @llvm.vector.reduce.fadd.{m.suffix}({m.scalar}, {m.vector})"] = None
+        return self.spread(self.value(f"call reassoc {m.scalar} @llvm.vector.reduce.fadd.{m.suffix}({m.scalar} 0.0, "
+                                      f"{m.vector} {value})"))

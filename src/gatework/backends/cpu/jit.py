@@ -1,0 +1,123 @@
+"""From IR text to callable machine code, kept in memory and as object files in the user's cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+
+from .target import Target
+
+SETTING = "GATEWORK_CACHE"
+_MAGIC = b"gatework object 1\n"
+_lock = threading.Lock()
+_loaded: dict[str, Code] = {}
+
+
+class Code:
+    """Loaded machine code; the functions stay valid as long as it lives."""
+
+    def __init__(self, engine: llvm.ExecutionEngine):
+        self._engine = engine
+
+    def function(self, name: str, *argument_types):
+        return ctypes.CFUNCTYPE(None, *argument_types)(self._engine.get_function_address(name))
+
+
+def cache_folder() -> Path | None:
+    """Where object files are kept: GATEWORK_CACHE, or `gatework` in the user's cache folder; None if set to "off"."""
+    wanted = os.environ.get(SETTING)
+    if wanted == "off":
+        return None
+    if wanted:
+        return Path(wanted)
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home keeps nothing
+        return None
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "gatework"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "gatework"
+
+
+def _machine(target: Target) -> llvm.TargetMachine:
+    return llvm.Target.from_default_triple().create_target_machine(cpu=target.cpu, features=target.features, opt=2,
+                                                                   jit=True)
+
+
+def load(text: str, target: Target) -> Code:
+    """Compile IR text for a target, or take what an earlier call or process has compiled."""
+    key = hashlib.sha256("\n".join([text, target.cpu, target.features, llvmlite.__version__,
+                                    str(llvm.llvm_version_info)]).encode()).hexdigest()
+    with _lock:
+        if key not in _loaded:
+            machine = _machine(target)
+            code = _read(key)
+            if code is None:
+                code = machine.emit_object(optimise(text, machine))
+                _write(key, code)
+            engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+            engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+            engine.finalize_object()
+            _loaded[key] = Code(engine)
+        return _loaded[key]
+
+
+def optimise(text: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
+    module = llvm.parse_assembly(text)
+    module.verify()
+    # The kernels are written as vectors and unrolled where it pays: the passes that guess at both only cost time.
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return module
+
+
+def assembly(text: str, target: Target) -> str:
+    """The machine's own words for what IR text becomes; to look at."""
+    machine = _machine(target)
+    return machine.emit_assembly(optimise(text, machine))
+
+
+def _read(key: str) -> bytes | None:
+    folder = cache_folder()
+    path = folder / f"{key}.o" if folder else None
+    if path is None or not path.exists():
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    head, code = content[:len(_MAGIC) + 32], content[len(_MAGIC) + 32:]
+    if head != _MAGIC + hashlib.sha256(code).digest():
+        warnings.warn(f"{path} is damaged; the kernel is compiled again and the file replaced. If this comes back, empty "
+                      f"the folder or set {SETTING} to another one", stacklevel=2)
+        return None
+    return code
+
+
+def _write(key: str, code: bytes) -> None:
+    """Keep an object file; a reader sees the whole file or none. A folder that cannot be written is no error."""
+    folder = cache_folder()
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".part-")
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(_MAGIC + hashlib.sha256(code).digest() + code)
+        os.replace(temporary, folder / f"{key}.o")
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)

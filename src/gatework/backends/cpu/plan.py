@@ -1,0 +1,363 @@
+"""Receives a scan and sizes, hands on where every value of a loop lies in memory, and which panels it multiplies.
+
+A buffer is a sequence [T, B, width], rows [B, width] that each turn overwrites, or a vector parameter [width].
+Several values of one size share a buffer, side by side, so that a product outside the loop is one product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from ...compiler import Scan
+from ...compiler.expr import Expr, node
+from .schedule import Schedule, Stage, schedule
+from .target import Target
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory that the caller provides."""
+
+    name: str
+    kind: str  # "sequence", "rows" or "vector"
+    width: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value lies. In the turn that `edge` names ("first", "last"), a second address stands in for the buffer."""
+
+    buffer: str
+    offset: int
+    size: int
+    turn: int = 0  # of the loop: 0 this one, -1 the one before, 1 the one after
+    edge: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Operands that lie side by side: one walk of an inner product. `skip_first`: nothing to multiply in turn 0."""
+
+    source: Place | Expr  # an Expr is a value of this step in the scratch of its row
+    length: int
+    skip_first: bool
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A packed matrix [block][k][slot][vector][lane]: what one block of units needs, in the order of reading.
+
+    `pieces` lists, in order of k, (length, one matrix per slot); a matrix is (family, row, "N" or "T").
+    """
+
+    name: str
+    slots: tuple[int, ...]
+    runs: tuple[Run, ...]
+    pieces: tuple[tuple[int, tuple[tuple[str, str, str], ...]], ...]
+
+    @property
+    def length(self) -> int:
+        return sum(n for n, _ in self.pieces)
+
+
+@dataclass
+class Pass:
+    """One stage with its memory: the slots of its products, what it stores, and the shape of its tiles."""
+
+    stage: Stage
+    size: int
+    panels: list[Panel] = field(default_factory=list)
+    stores: list[tuple[Expr, Place]] = field(default_factory=list)
+    keep: list[Expr] = field(default_factory=list)        # values that a later stage reads from scratch
+    vectors: int = 1                                      # vectors of units in one block
+    rows: int = 8                                         # rows in one tile, at the most
+    wide: dict[int, int] = field(default_factory=dict)    # rows -> blocks at once, where few rows leave registers free
+
+
+@dataclass
+class Loop:
+    """All that the kernel writer needs."""
+
+    sizes: dict[str, int]
+    buffers: dict[str, Buffer]
+    reads: dict[Expr, Place]
+    passes: list[Pass]
+    scratch: dict[Expr, int]  # value -> offset in the scratch of its row
+    scratch_row: int          # values of scratch in one row
+
+    @property
+    def panels(self) -> list[Panel]:
+        return [p for s in self.passes for p in s.panels]
+
+
+@dataclass
+class Forward:
+    """The forward loop; `products` are (buffer, family, rows, input): buffer = input @ family[rows].T."""
+
+    loop: Loop
+    products: list[tuple[str, str, list[str], str]]
+    saved: dict[Expr, Place]
+    sequences: dict[str, str]  # state -> its sequence buffer
+    rolling: dict[str, str]    # state -> its rows buffer, where no sequence is kept
+
+
+@dataclass
+class Backward:
+    """The backward loop; `emitted` is read by the products after it, `carried` holds the running gradients."""
+
+    loop: Loop
+    emitted: dict[Expr, Place]
+    carried: dict[Expr, str]
+
+
+class _Layout:
+    """Buffers and places of one loop under construction."""
+
+    def __init__(self, scan: Scan, sizes: dict[str, int], target: Target, bytes_per_value: int):
+        self.scan, self.sizes, self.target = scan, sizes, target
+        self.lanes = target.lanes(bytes_per_value)
+        self.buffers: dict[str, Buffer] = {}
+        self.reads: dict[Expr, Place] = {}
+        self.writes: list[tuple[Expr, Place]] = []
+
+    def size(self, e: Expr) -> int:
+        return self.sizes[e.dims[0]] if e.dims else 1
+
+    def buffer(self, name: str, kind: str, width: int) -> str:
+        self.buffers[name] = Buffer(name, kind, width)
+        return name
+
+    def slot(self, name: str, size: int) -> Place:
+        """One more value at the end of a shared sequence buffer for values of this size."""
+        name = f"{name}_{size}"
+        used = self.buffers[name].width if name in self.buffers else 0
+        self.buffer(name, "sequence", used + size)
+        return Place(name, used, size)
+
+    def given(self) -> None:
+        """Places of what every loop may read: parameters and inputs."""
+        for family in self.scan.cell.families.values():
+            if family.columns is None:
+                size = self.sizes[family.rows]
+                name = self.buffer(f"param_{family.name}", "vector", size * len(family.gates))
+                self.reads |= {family.parts[g]: Place(name, k * size, size) for k, g in enumerate(family.gates)}
+        for name, e in self.scan.cell.inputs.items():
+            kind = "sequence" if e.op == "input" else "rows"
+            self.reads[e] = Place(self.buffer(f"in_{name}", kind, self.size(e)), 0, self.size(e))
+
+    def before(self) -> list[tuple[str, str, list[str], str]]:
+        """Places of the products before the loop: one buffer for each pair of a family and an input."""
+        groups: dict[tuple[str, str], dict[str, Expr]] = {}
+        for e in self.scan.before:
+            (family, gate), name = e.args[0].attr, e.args[1].attr
+            groups.setdefault((family, name), {})[gate] = e
+        products = []
+        for (family, name), of_gate in groups.items():
+            gates = [g for g in self.scan.cell.families[family].gates if g in of_gate]
+            size = self.size(of_gate[gates[0]])
+            kind = "sequence" if self.scan.cell.inputs[name].op == "input" else "rows"
+            buffer = self.buffer(f"pre_{family}_{name}", kind, size * len(gates))
+            self.reads |= {of_gate[g]: Place(buffer, k * size, size) for k, g in enumerate(gates)}
+            products.append((buffer, family, gates, name))
+        return products
+
+    def finish(self, plan: Schedule) -> Loop:
+        passes = [Pass(s, self.sizes[s.dims[0]] if s.dims else 1) for s in plan.stages]
+        loop = Loop(self.sizes, self.buffers, self.reads, passes, {}, 0)
+        self._place_stores(loop, plan)
+        self._place_scratch(loop, plan)
+        for number, step in enumerate(passes):
+            if step.stage.products:
+                self._shape(step)
+                self._panels(step, number)
+        self._drop_unused(loop)
+        return loop
+
+    def _place_stores(self, loop: Loop, plan: Schedule) -> None:
+        busy: dict[str, int] = {}  # rows buffer -> first stage that may overwrite it
+        for e, place in self.reads.items():
+            if self.buffers[place.buffer].kind == "rows":
+                busy[place.buffer] = max(busy.get(place.buffer, 0), plan.free_after(e))
+        for e, place in self.writes:
+            at = plan.stage_of[e]
+            if self.buffers[place.buffer].kind == "rows" and busy.get(place.buffer, 0) > at:
+                at = next(k for k, s in enumerate(plan.stages) if s.dims == e.dims and k >= busy[place.buffer])
+            loop.passes[at].stores.append((e, place))
+
+    def _place_scratch(self, loop: Loop, plan: Schedule) -> None:
+        stored_at = {e: (k, p) for k, s in enumerate(loop.passes) for e, p in s.stores}
+        for number, step in enumerate(loop.passes):
+            for e in step.stage.sums:
+                self._reserve(loop, e, 1)
+            needs = {a for e in step.stage.nodes if e.op not in ("contract", "sum") for a in e.args}
+            needs |= {v for e in step.stage.products for v in e.args[1::2]} | {e for e, _ in step.stores}
+            needs |= {e.args[0] for e in step.stage.sums}
+            for e in sorted(needs, key=lambda e: e.born):
+                made = plan.stage_of.get(e, number)
+                if made == number or e in self.reads or e in loop.scratch:
+                    continue
+                at, place = stored_at.get(e, (None, None))
+                if at == made and self.buffers[place.buffer].kind == "sequence":
+                    self.reads[e] = place  # it lies in memory anyway
+                else:
+                    self._reserve(loop, e, self.size(e))
+                    loop.passes[made].keep.append(e)
+
+    def _reserve(self, loop: Loop, e: Expr, size: int) -> None:
+        loop.scratch[e] = loop.scratch_row
+        loop.scratch_row += -(-size // self.lanes) * self.lanes
+
+    def _shape(self, step: Pass) -> None:
+        """Choose the tile: accumulators, one panel row and one operand must fit the register file."""
+        registers, slots = self.target.registers, len(step.stage.products)
+        across = 4 if registers >= 32 else 2  # vectors of a panel row
+        chunk = -(-slots // -(-slots // across))
+        blocks = -(-step.size // self.lanes)
+        step.vectors = max(1, min(across // chunk, blocks))
+        width = chunk * step.vectors
+        step.rows = min(8, (registers - 1 - width) // width)
+        blocks = -(-blocks // step.vectors)
+        for rows in (1, 2, 3):
+            wide = min(4, (registers - 8 if registers >= 32 else registers - 4) // (rows * width), blocks)
+            if wide > 1:
+                step.wide[rows] = wide
+
+    def _panels(self, step: Pass, number: int) -> None:
+        by_operand: dict[tuple[Expr, int], dict[int, tuple[str, str, str]]] = {}
+        for slot, e in enumerate(step.stage.products):
+            seen: dict[Expr, int] = {}
+            for matrix, v, flag in zip(e.args[::2], e.args[1::2], e.attr):
+                seen[v] = seen.get(v, -1) + 1
+                by_operand.setdefault((v, seen[v]), {})[slot] = (*matrix.attr, flag)
+        groups: dict[tuple[int, ...], list[tuple[Expr, dict]]] = {}
+        for (v, _), matrices in by_operand.items():
+            groups.setdefault(tuple(sorted(matrices)), []).append((v, matrices))
+        chunk = 4 // step.vectors if self.target.registers >= 32 else max(1, 2 // step.vectors)
+        for slots, operands in groups.items():
+            operands.sort(key=self._address)
+            count = -(-len(slots) // chunk)
+            for part in (slots[k * len(slots) // count:(k + 1) * len(slots) // count] for k in range(count)):
+                pieces = tuple((self.size(v), tuple(m[s] for s in part)) for v, m in operands)
+                step.panels.append(Panel(f"{number}_{len(step.panels)}", part, self._runs(operands), pieces))
+
+    def _address(self, operand: tuple[Expr, dict]) -> tuple:
+        place = self.reads.get(operand[0])
+        return (place.buffer, place.turn, place.offset) if place else ("", 0, operand[0].born)
+
+    def _runs(self, operands: list[tuple[Expr, dict]]) -> tuple[Run, ...]:
+        runs: list[Run] = []
+        for v, _ in operands:
+            place, size = self.reads.get(v), self.size(v)
+            last = runs[-1] if runs else None
+            if (last and place and isinstance(last.source, Place)
+                    and replace(place, offset=0, size=0) == replace(last.source, offset=0, size=0)
+                    and last.source.offset + last.length == place.offset):
+                runs[-1] = replace(last, length=last.length + size)
+            else:
+                runs.append(Run(place or v, size, v.op == "lag"))
+        return tuple(runs)
+
+    def _drop_unused(self, loop: Loop) -> None:
+        used = {p.buffer for s in loop.passes for _, p in s.stores}
+        for s in loop.passes:
+            used |= {self.reads[a].buffer for e in s.stage.nodes for a in e.args if a in self.reads}
+            used |= {self.reads[e.args[0]].buffer for e in s.stage.sums if e.args[0] in self.reads}
+            used |= {self.reads[e].buffer for e, _ in s.stores if e in self.reads}
+        loop.buffers = {n: b for n, b in self.buffers.items() if n in used}
+
+
+def _computed(e: Expr) -> Expr:
+    """A value that a loop writes must be one that it computes."""
+    return node("copy", e, dims=e.dims) if e.is_leaf else e
+
+
+def plan_forward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_value: int, train: bool) -> Forward:
+    """Lay out the forward loop; `train` keeps what the backward loop reads."""
+    cell = scan.cell
+    layout = _Layout(scan, sizes, target, bytes_per_value)
+    layout.given()
+    products = layout.before()
+    saved = list(scan.saved) if train else []
+    plan = schedule([*(_computed(cell.next[s]) for s in cell.states), *saved], set(scan.before))
+    following = dict(zip(cell.states, plan.roots))
+    sequences, rolling = {}, {}
+    for s, e in cell.states.items():
+        size = layout.size(e)
+        if s == cell.output or (train and s in scan.stored) or e in plan.multiplied_until:
+            sequences[s] = layout.buffer(f"seq_{s}", "sequence", size)
+            layout.reads[e] = Place(sequences[s], 0, size, turn=-1, edge="first")
+        else:
+            rolling[s] = layout.buffer(f"row_{s}", "rows", size)
+            layout.reads[e] = Place(rolling[s], 0, size)
+        layout.writes.append((following[s], Place(sequences.get(s) or rolling[s], 0, size)))
+    # What is kept lies over the products before the loop, once those have been read.
+    free = {layout.reads[e]: plan.free_after(e) for e in scan.before
+            if layout.buffers[layout.reads[e].buffer].kind == "sequence"}
+    places = {}
+    for original, e in zip(saved, plan.roots[len(cell.states):]):
+        fits = (p for p, after in free.items() if p.size == layout.size(e) and after <= plan.stage_of[e])
+        places[original] = next(fits, None) or layout.slot("kept", layout.size(e))
+        free.pop(places[original], None)
+        layout.writes.append((e, places[original]))
+    return Forward(layout.finish(plan), products, places, sequences, rolling)
+
+
+def plan_backward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_value: int, forward: Forward) -> Backward:
+    """Lay out the backward loop: gradients lie over the kept values that they are made from."""
+    cell, backward = scan.cell, scan.backward
+    layout = _Layout(scan, sizes, target, bytes_per_value)
+    layout.given()
+    layout.before()
+    following = {cell.next[s]: s for s in scan.stored}
+    plan = schedule([*backward.emitted, *backward.carried.values()], {*scan.saved, *following})
+    for name, b in forward.loop.buffers.items():
+        if b.kind == "sequence" and name.startswith(("pre_", "kept_")):
+            layout.buffers[name] = b
+    layout.reads |= forward.saved
+    for s in scan.stored:
+        size = layout.size(cell.states[s])
+        layout.buffer(f"seq_{s}", "sequence", size)
+        layout.reads[cell.states[s]] = Place(f"seq_{s}", 0, size, turn=1, edge="last")
+        layout.reads[cell.next[s]] = Place(f"seq_{s}", 0, size)
+    size = layout.size(backward.upstream)
+    layout.reads[backward.upstream] = Place(layout.buffer("upstream", "sequence", size), 0, size, edge="first")
+
+    after_loop = {v for pairs in backward.matrices.values() for pair in pairs for v in pair}
+    occupants = {layout.reads[e]: 0 for e in scan.before if layout.buffers[layout.reads[e].buffer].kind == "sequence"}
+    for e, place in forward.saved.items():
+        occupants[place] = len(plan.stages) if e in after_loop else plan.free_after(e)
+    emitted = {}
+    computed = dict(zip(backward.emitted, plan.roots))
+    for e in _family_order(scan):
+        at = plan.stage_of[computed[e]]
+        fits = (p for p, after in occupants.items() if p.size == layout.size(e) and after <= at)
+        emitted[e] = _preferred(layout, scan, e, occupants, at) or next(fits, None) or layout.slot("emitted",
+                                                                                                  layout.size(e))
+        occupants.pop(emitted[e], None)
+        layout.writes.append((computed[e], emitted[e]))
+    for e, value in backward.lagged.items():
+        layout.reads[e] = replace(emitted[value], turn=-1)
+    carried = {}
+    for (e, _), value in zip(backward.carried.items(), plan.roots[len(backward.emitted):]):
+        carried[e] = layout.buffer(f"carry_{len(carried)}", "rows", layout.size(e))
+        layout.reads[e] = Place(carried[e], 0, layout.size(e))
+        layout.writes.append((value, layout.reads[e]))
+    return Backward(layout.finish(plan), emitted, carried)
+
+
+def _family_order(scan: Scan) -> list[Expr]:
+    """The emitted values, those that multiply rows of one matrix side by side."""
+    emitted = set(scan.backward.emitted)
+    first = [pair[0] for family in scan.cell.families.values() for g in family.gates
+             for pair in scan.backward.matrices.get((family.name, g), ()) if pair[0] in emitted]
+    return list(dict.fromkeys([*first, *scan.backward.emitted]))
+
+
+def _preferred(layout: _Layout, scan: Scan, e: Expr, occupants: dict[Place, int], at: int) -> Place | None:
+    """The slot of the row block whose gradient this is, if it is free by then."""
+    for b in scan.before:
+        pairs = scan.backward.matrices.get(b.args[0].attr, ())
+        place = layout.reads[b]
+        if any(e is d for d, _ in pairs) and place in occupants and occupants[place] <= at:
+            return place
+    return None

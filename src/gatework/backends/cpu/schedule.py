@@ -1,0 +1,113 @@
+"""Receives the values that one turn of a loop computes, hands on the order in which a kernel computes them.
+
+A stage is one pass over the units of a vector, for all rows. It begins with products whose operands were complete
+before it, and evaluates on registers everything that these make possible. A product of a value of this step, or a
+sum over features, needs the whole vector and so begins a later stage.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ...compiler.expr import Expr, add, node, order
+
+
+@dataclass
+class Stage:
+    level: int
+    dims: tuple[str, ...]               # of its vectors; () for scalars
+    nodes: list[Expr] = field(default_factory=list)
+    sums: list[Expr] = field(default_factory=list)  # sums over features that this stage adds up
+
+    @property
+    def products(self) -> list[Expr]:
+        return [e for e in self.nodes if e.op == "contract"]
+
+
+@dataclass
+class Schedule:
+    stages: list[Stage]
+    roots: list[Expr]                   # what was asked for, in the order asked, as regrouped
+    stage_of: dict[Expr, int]           # where a value is computed
+    read_until: dict[Expr, int]         # the last stage that reads a leaf or a value element by element
+    multiplied_until: dict[Expr, int]   # the last stage that multiplies it by a matrix
+
+    def free_after(self, e: Expr) -> int:
+        """The first stage whose stores may overwrite the memory of a leaf."""
+        # A product reads other units than the ones at work, so its own stage may not overwrite the operand.
+        return max(self.read_until.get(e, 0), self.multiplied_until.get(e, -1) + 1)
+
+
+def is_invariant(e: Expr, memo: dict[Expr, bool]) -> bool:
+    """Whether a value depends on parameters and numbers only."""
+    if e not in memo:
+        memo[e] = e.op in ("param", "const") or (bool(e.args) and e.op not in ("contract", "sum")
+                                                 and all(is_invariant(a, memo) for a in e.args))
+    return memo[e]
+
+
+def regroup(roots: list[Expr], known: set[Expr]) -> list[Expr]:
+    """Rewrite every sum: what stays the same in all steps first, then vectors, then its products as one `contract`."""
+    nodes = order(roots, known=known)
+    uses = Counter(a for e in nodes for a in e.args) + Counter(roots)
+    into_sum = {a for e in nodes if e.op == "add" for a in e.args if uses[a] == 1 and a not in known}
+    memo: dict[Expr, bool] = {}
+    done: dict[Expr, Expr] = {}
+
+    def parts(e: Expr) -> list[Expr]:
+        return [p for a in e.args for p in (parts(a) if a.op == "add" and a in into_sum else [a])]
+
+    for e in nodes:
+        if e.is_leaf:
+            done[e] = e
+        elif e in into_sum and e.op in ("add", "matvec", "matvecT"):
+            continue  # rewritten with the sum that it belongs to
+        elif e.op in ("add", "matvec", "matvecT"):
+            terms = parts(e) if e.op == "add" else [e]
+            products = [t for t in terms if t in into_sum and t.op in ("matvec", "matvecT")] if e.op == "add" else [e]
+            others = [done.get(t, t) for t in terms if t not in set(products)]
+            others.sort(key=lambda t: not is_invariant(t, memo))
+            if products:
+                pairs = [a for t in products for a in (t.args[0], done.get(t.args[1], t.args[1]))]
+                flags = tuple("N" if t.op == "matvec" else "T" for t in products)
+                others.append(node("contract", *pairs, attr=flags, dims=e.dims))
+            value = others[0]
+            for t in others[1:]:
+                value = add(value, t)
+            done[e] = value
+        else:
+            done[e] = node(e.op, *(done.get(a, a) for a in e.args), attr=e.attr, dims=e.dims)
+    return [done.get(r, r) for r in roots]
+
+
+def schedule(roots: list[Expr], known: set[Expr]) -> Schedule:
+    """Order the work of one turn. `known` values are read from memory, like leaves."""
+    roots = regroup(roots, known)
+    nodes = [e for e in order(roots, known=known) if not e.is_leaf]
+    level: dict[Expr, int] = {}
+    for e in nodes:
+        if e.op == "contract":
+            level[e] = max((level[v] + 1 for v in e.args[1::2] if v in level), default=0)
+        elif e.op == "sum":
+            level[e] = level.get(e.args[0], 0) + 1
+        else:
+            level[e] = max((level[a] for a in e.args if a in level), default=0)
+    stages: dict[tuple, Stage] = {}
+    for e in nodes:
+        stages.setdefault((level[e], e.dims), Stage(level[e], e.dims)).nodes.append(e)
+        if e.op == "sum":
+            at = (level[e] - 1, e.args[0].dims)
+            stages.setdefault(at, Stage(*at)).sums.append(e)
+    ordered = [stages[k] for k in sorted(stages)]
+    stage_of = {e: k for k, s in enumerate(ordered) for e in s.nodes}
+    read_until: dict[Expr, int] = {}
+    multiplied_until: dict[Expr, int] = {}
+    for k, stage in enumerate(ordered):
+        for e in stage.nodes:
+            if e.op == "contract":
+                multiplied_until |= dict.fromkeys(e.args[1::2], k)
+            elif e.op != "sum":
+                read_until |= dict.fromkeys(e.args, k)
+        read_until |= dict.fromkeys((e.args[0] for e in stage.sums), k)
+    return Schedule(ordered, roots, stage_of, read_until, multiplied_until)

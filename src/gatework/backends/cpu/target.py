@@ -1,0 +1,65 @@
+"""The machine that kernels are made for: its vectors, its registers, and what LLVM calls it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import lru_cache
+
+import llvmlite.binding as llvm
+
+SETTING = "GATEWORK_VECTOR"
+
+
+@dataclass(frozen=True)
+class Target:
+    """`bits` wide vectors in `registers` registers; `cpu` and `features` in LLVM's words."""
+
+    name: str
+    bits: int
+    registers: int
+    cpu: str
+    features: str
+    fast_division: bool = False  # a reciprocal estimate of 14 bits, one Newton step from float32
+
+    def lanes(self, bytes_per_value: int) -> int:
+        return self.bits // (8 * bytes_per_value)
+
+
+def _known(cpu: str, features: dict[str, bool]) -> dict[str, Target]:
+    """The targets that this machine can run, widest first."""
+    flat = ",".join(("+" if on else "-") + name for name, on in sorted(features.items()))
+    found = {}
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        if features.get("avx512f") and features.get("avx512vl") and features.get("avx512dq"):
+            found["avx512"] = Target("avx512", 512, 32, cpu, flat + ",-prefer-256-bit", fast_division=True)
+        if features.get("avx2") and features.get("fma"):
+            found["avx2"] = Target("avx2", 256, 16, "haswell", "")
+        found["sse2"] = Target("sse2", 128, 16, "x86-64", "")
+    elif platform.machine().lower() in ("aarch64", "arm64"):
+        found["neon"] = Target("neon", 128, 32, cpu, flat)
+    else:
+        found["generic"] = Target("generic", 128, 16, cpu, flat)
+    return found
+
+
+@lru_cache(maxsize=None)
+def _host() -> dict[str, Target]:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return _known(llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features()))
+
+
+def target() -> Target:
+    """The widest target of this machine, or the one that the environment variable GATEWORK_VECTOR names.
+
+    Raises ValueError if that is not one this machine can run.
+    """
+    host = _host()
+    wanted = os.environ.get(SETTING)
+    if not wanted:
+        return next(iter(host.values()))
+    if wanted not in host:
+        raise ValueError(f"{SETTING}={wanted}: this machine can run {', '.join(host)}; set one of them or unset it")
+    return host[wanted]
