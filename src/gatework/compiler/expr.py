@@ -33,8 +33,6 @@ class Arithmetic:
     """The operators of the notation, shared by values and by vector parameters."""
 
     __slots__ = ()
-    __array_ufunc__ = None  # numpy scalars then leave `2.0 * value` to us
-
     def __add__(self, other): return add(self, other)
     def __radd__(self, other): return add(other, self)
     def __sub__(self, other): return sub(self, other)
@@ -64,11 +62,29 @@ class Arithmetic:
     def __pow__(self, power):
         raise CellError(f"{written_at()}: ** is not part of the notation; write a * a, sqrt(a) or exp(p * log(a))")
 
-    def _number(self):
+    __rpow__ = __pow__
+
+    def _round_off(self, other):
+        raise CellError(f"{written_at()}: // and % are not part of the notation: they have no useful derivative")
+
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __divmod__ = __rdivmod__ = _round_off
+
+    def _logic(self, other=None):
+        raise CellError(f"{written_at()}: &, |, ^ and ~ are not part of the notation; a condition is 1 or 0, so write "
+                        "a * b for and, maximum(a, b) for or, 1.0 - a for not")
+
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = _logic
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        # A numpy number on the left of an operator asks here first.
+        operation = {"add": add, "subtract": sub, "multiply": mul, "divide": div}.get(ufunc.__name__, self._number)
+        return operation(*inputs)
+
+    def _number(self, *_):
         raise CellError(f"{written_at()}: a traced value has no number yet; functions of `math` or `numpy` cannot "
                         "take it. Use those of gatework.compiler: sigmoid, tanh, exp, log, sqrt, ...")
 
-    __float__ = __int__ = __index__ = __len__ = __array__ = _number
+    __float__ = __int__ = __index__ = __len__ = __array__ = __round__ = __trunc__ = __floor__ = __ceil__ = _number
 
     def __iter__(self):
         raise CellError(f"{written_at()}: a value is a whole vector and cannot be unpacked or looped over")
@@ -101,6 +117,12 @@ class Expr(Arithmetic):
     def __repr__(self):
         label = "" if self.attr is None else f" {self.attr}"
         return f"<{self.op}{label} [{', '.join(self.dims)}] #{self.born}>"
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise CellError(f"{written_at()}: a value has no .{name}; only parameters have rows, such as W.i, and functions "
+                        "are written sigmoid(a), not a.sigmoid()")
 
     @property
     def is_leaf(self) -> bool:
@@ -147,13 +169,12 @@ def lift(value) -> Expr:
     if isinstance(value, Expr):
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        as_value = getattr(value, "as_value", None)
-        if as_value is None:
+        if not hasattr(type(value), "as_value"):
             if hasattr(value, "__float__") and not hasattr(value, "__len__"):
                 return const(float(value))
             raise CellError(f"{written_at()}: {type(value).__name__} {value!r} is not a value of the cell; use its "
                             "arguments, numbers, and the functions of gatework.compiler")
-        return as_value()
+        return value.as_value()
     return const(value)
 
 

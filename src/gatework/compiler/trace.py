@@ -91,20 +91,30 @@ class Vectors(Arithmetic):
     __hash__ = object.__hash__
 
 
-class Matrices:
+class Matrices(Arithmetic):
     """A matrix parameter in the equations: `W.i @ x`, or `W @ x` where there is only one row block."""
 
     def __init__(self, family: Family, gate: str = ""):
         self._family, self._gate = family, gate
 
     def __getattr__(self, gate: str) -> Matrices:
-        if gate.startswith("__") or self._gate:
+        if gate.startswith("__"):
             raise AttributeError(gate)
+        if self._gate:
+            raise CellError(f"{written_at()}: {self._name} is a row of {self._family.name} and has no rows of its own "
+                            f"(.{gate}); write {self._family.name}.{self._gate}_{gate} for another row")
         return Matrices(self._family, gate)
 
+    @property
+    def _name(self) -> str:
+        return f"{self._family.name}.{self._gate}" if self._gate else self._family.name
+
+    def as_value(self) -> Expr:
+        raise CellError(f"{written_at()}: {self._name} is a Matrix parameter and can only multiply a vector: "
+                        f"{self._name} @ x")
+
     def __matmul__(self, value) -> Expr:
-        family, value = self._family, lift(value)
-        name = f"{family.name}.{self._gate}" if self._gate else family.name
+        family, value, name = self._family, lift(value), self._name
         if len(value.dims) != 1:
             raise CellError(f"{written_at()}: {name} @ needs a vector on its right side; what was given is a scalar")
         width = value.dims[0]
@@ -115,6 +125,8 @@ class Matrices:
                             f"same parameter {family.name} multiplies one of size {family.columns}; use a second "
                             "Matrix parameter for one of them")
         return matvec(family.part(self._gate), value)
+
+    __hash__ = object.__hash__
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,11 +170,17 @@ class Cell:
 def _arguments(function) -> dict[str, Kind]:
     """Name -> kind of the positional arguments; keyword-only ones are settings and keep their values."""
     inner = function.func if isinstance(function, functools.partial) else function
-    hints = inspect.get_annotations(inner, eval_str=True)
+    try:
+        hints = inspect.get_annotations(inner, eval_str=True)
+    except (NameError, AttributeError) as error:
+        raise CellError(f"{_where(inner)}: an annotation of {inner.__name__} cannot be read ({error}); import the kinds "
+                        "from gatework.compiler: Input, Constant, State, Matrix, Vector, Bias") from error
     kinds = {}
     for name, parameter in inspect.signature(inner).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
             continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise CellError(f"{_where(inner)}: {inner.__name__} takes {parameter}; a cell names each of its arguments")
         kind = hints.get(name)
         if not isinstance(kind, Kind):
             raise CellError(f"{_where(inner)}: argument {name} of {inner.__name__} needs one of the annotations Input, "
@@ -216,9 +234,17 @@ def trace(function: Callable | Cell, bias: bool = True) -> Cell:
         raise CellError(f"{place}: {inner.__name__} must return dict(h=..., c=...) with the next value of every state, "
                         f"and may return a second dict of values to record; it returned {type(returned).__name__}")
     cell = Cell(inner.__name__, inspect.getdoc(inner) or "", inputs, states, families,
-                {k: lift(v) for k, v in following.items()}, {k: lift(v) for k, v in record.items()}, place)
+                _values(following, place), _values(record, place), place)
     check(cell)
     return cell
+
+
+def _values(returned: dict, place: str) -> dict[str, Expr]:
+    for name, value in returned.items():
+        if isinstance(value, Matrices) or not isinstance(value, (Arithmetic, _NoBias, int, float)):
+            raise CellError(f"{place}: what is returned as {name} is not a value of the cell but a "
+                            f"{type(value).__name__}")
+    return {name: lift(value) for name, value in returned.items()}
 
 
 class _NoBias:
@@ -264,5 +290,5 @@ def check(cell: Cell) -> None:
             raise CellError(f"{where}: {name} never uses its parameter {key}; use it, or drop the argument")
         for gate, part in family.parts.items():
             if part not in used:
-                raise CellError(f"{family.source}: {key}.{gate} of {name} does not reach any next state; use it, or "
+                raise CellError(f"{part.source}: {key}.{gate} of {name} does not reach any next state; use it, or "
                                 "drop it")

@@ -45,9 +45,6 @@ class LSTM(Recurrent):
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
                  device=None, dtype=None, *, backend: str = "auto"):
-        if not 0 <= proj_size < hidden_size:
-            raise ValueError(f"proj_size must be at least 0 and smaller than hidden_size={hidden_size}; {proj_size!r} was "
-                             "given")
         super().__init__(cells.projected_lstm if proj_size else cells.lstm, input_size, hidden_size, num_layers, bias,
                          batch_first, dropout, bidirectional, proj_size, device, dtype, backend=backend)
 

@@ -56,8 +56,11 @@ class Recurrent(torch.nn.Module):
                  device=None, dtype=None, *, sizes: Mapping[str, int] | None = None, backend: str = "auto"):
         super().__init__()
         for name, value in dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers).items():
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1; {value!r} was given")
+        if isinstance(proj_size, bool) or not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
+            raise ValueError(f"proj_size must be a whole number, at least 0 and smaller than hidden_size="
+                             f"{hidden_size}; {proj_size!r} was given")
         if isinstance(dropout, bool) or not 0 <= dropout <= 1:
             raise ValueError(f"dropout is a probability between 0 and 1; {dropout!r} was given")
         if dropout > 0 and num_layers == 1:
@@ -140,14 +143,13 @@ class Recurrent(torch.nn.Module):
         if unbatched:
             input = input.unsqueeze(1)
             inputs = {k: v.unsqueeze(-2) for k, v in inputs.items()}
-            hx = self._each_state(hx, lambda h: self._unbatched_state(h).unsqueeze(1))
         elif self.batch_first:
             input = input.transpose(0, 1)
             inputs = {k: v.transpose(0, 1) if v.dim() == 3 else v for k, v in inputs.items()}
         if input.shape[0] == 0 or input.shape[1] == 0:
-            raise ValueError(f"input has {input.shape[0]} time steps and {input.shape[1]} rows; both must be at least 1. "
-                             "Leave out the call for an empty batch")
-        states = self._first_states(input.shape[1], hx, input)
+            raise ValueError(f"input has {input.shape[0]} time steps and {input.shape[1]} rows; both must be at least "
+                             "1. Leave out the call for an empty batch")
+        states = self._first_states(None if unbatched else input.shape[1], hx, input)
         output, last = self._layers(input, states, lambda x, first, names, reverse: self._scan(
             [x, *(inputs[k] for k in self._further_inputs())], first, names, reverse))
         if unbatched:
@@ -158,10 +160,11 @@ class Recurrent(torch.nn.Module):
 
     def _forward_packed(self, packed: PackedSequence, hx, inputs):
         if inputs or self._further_inputs():
-            raise ValueError(f"a PackedSequence carries one input; give padded tensors for a cell with the further inputs "
-                             f"{', '.join(self._further_inputs()) or 'none'}")
+            raise ValueError(f"a PackedSequence carries one input; give padded tensors for a cell with the further "
+                             f"inputs {', '.join(self._further_inputs()) or 'none'}")
         data, batch_sizes = packed.data, packed.batch_sizes.tolist()
         self._check_features(data)
+        self._check_kind("input", data)
         # Runs of steps with the same rows are dense sequences: [first step, end, rows, where they lie in the data].
         segments, begin, offset = [], 0, 0
         for t in range(1, len(batch_sizes) + 1):
@@ -169,12 +172,12 @@ class Recurrent(torch.nn.Module):
                 count = (t - begin) * batch_sizes[begin]
                 segments.append((t - begin, batch_sizes[begin], slice(offset, offset + count)))
                 begin, offset = t, offset + count
-        if hx is not None and packed.sorted_indices is not None:
-            hx = self._each_state(hx, lambda h: h.index_select(1, packed.sorted_indices))
         states = self._first_states(batch_sizes[0], hx, data)
+        if hx is not None and packed.sorted_indices is not None:
+            states = [s.index_select(1, packed.sorted_indices) for s in states]
 
         def run(x, first, names, reverse):
-            # Rows are sorted by length. Forward, they leave at the end of a segment; in reverse, they join at its start.
+            # Rows are sorted by length. Forward they leave at the end of a segment; in reverse they join at its start.
             outputs, live, ended = [None] * len(segments), first, []
             if reverse:
                 live = [s[:0] for s in first]
@@ -221,37 +224,41 @@ class Recurrent(torch.nn.Module):
     def _form(self, states: list[Tensor]):
         return states[0] if len(states) == 1 else tuple(states)
 
-    def _each_state(self, hx, change):
-        if hx is None:
-            return None
-        return change(hx) if isinstance(hx, Tensor) else tuple(map(change, hx))
-
-    def _first_states(self, batch: int, hx, like: Tensor) -> list[Tensor]:
+    def _first_states(self, batch: int | None, hx, like: Tensor) -> list[Tensor]:
+        """The first states, [layers * directions, B, size] each; `batch` is None for an unbatched input."""
         names = list(self.cell.states)
         count = self.num_layers * (1 + self.bidirectional)
-        shapes = [(count, batch, self.sizes[e.dims[0]]) for e in self.cell.states.values()]
+        rows = () if batch is None else (batch,)
+        shapes = [(count, *rows, self.sizes[e.dims[0]]) for e in self.cell.states.values()]
         if hx is None:
-            return [like.new_zeros(shape, dtype=self._dtype(like)) for shape in shapes]
-        hx = [hx] if isinstance(hx, Tensor) else list(hx)
-        if len(hx) != len(names):
+            states = [like.new_zeros(shape, dtype=self._dtype(like)) for shape in shapes]
+        else:
+            states = self._check_states(names, hx, shapes)
+            if torch.is_autocast_enabled(like.device.type):
+                states = [s.to(self._dtype(like)) for s in states]
+        return [s.unsqueeze(1) for s in states] if batch is None else states
+
+    def _check_states(self, names: list[str], hx, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+        needed = "one tensor" if len(names) == 1 else f"a tuple of {len(names)} tensors"
+        states = [hx] if isinstance(hx, Tensor) else hx
+        if not isinstance(states, (tuple, list)) or not all(isinstance(s, Tensor) for s in states):
+            given = [type(s).__name__ for s in hx] if isinstance(hx, (tuple, list)) else type(hx).__name__
+            raise TypeError(f"the first states ({', '.join(names)}) of {self.cell.name} must be {needed}, "
+                            f"not {given}")
+        if len(states) != len(names):
             raise ValueError(f"{self.cell.name} has the states ({', '.join(names)}); the first states must be "
-                             f"{'one tensor' if len(names) == 1 else f'a tuple of {len(names)} tensors'}, "
-                             f"{len(hx)} were given")
-        for name, value, shape in zip(names, hx, shapes):
+                             f"{needed}, {len(states)} were given")
+        for name, value, shape in zip(names, states, shapes):
             if tuple(value.shape) != shape:
-                raise ValueError(f"first state {name} has shape {tuple(value.shape)}; needed is [layers * directions, B, "
-                                 f"size] = {shape}" + (" (batch_first does not apply to states)" if self.batch_first else ""))
-        return [h.to(self._dtype(like)) if torch.is_autocast_enabled(like.device.type) else h for h in hx]
+                form = "layers * directions, B, size" if len(shape) == 3 else "layers * directions, size"
+                raise ValueError(f"first state {name} has shape {tuple(value.shape)}; needed is [{form}] = {shape}"
+                                 + (" (batch_first does not apply to states)" if self.batch_first else ""))
+            self._check_kind(f"first state {name}", value)
+        return list(states)
 
     def _dtype(self, like: Tensor) -> torch.dtype:
         """The dtype of the states: autocast keeps the parameters' precision."""
         return getattr(self, self._names[0][0]).dtype if torch.is_autocast_enabled(like.device.type) else like.dtype
-
-    def _unbatched_state(self, h: Tensor) -> Tensor:
-        if h.dim() != 2:
-            raise ValueError(f"for an unbatched input [T, I] the first states are [layers * directions, size]; "
-                             f"{tuple(h.shape)} was given")
-        return h
 
     def _check_features(self, x: Tensor) -> None:
         if x.shape[-1] != self.input_size:
@@ -265,7 +272,36 @@ class Recurrent(torch.nn.Module):
             order = "[B, T, I]" if self.batch_first else "[T, B, I]"
             raise ValueError(f"input must be {order}, or [T, I] unbatched; its shape is {tuple(x.shape)}")
         self._check_features(x)
+        self._check_kind("input", x)
         needed = self._further_inputs()
         if sorted(inputs) != sorted(needed):
             raise TypeError(f"{self.cell.name} takes the further inputs {', '.join(needed) or 'none'}, by name; given "
                             f"were {', '.join(inputs) or 'none'}")
+        for name in needed:
+            self._check_further(name, inputs[name], x)
+
+    def _check_further(self, name: str, value: Tensor, x: Tensor) -> None:
+        """Check a further input, laid out as the input `x` is: every step for an Input, [B, size] for a Constant."""
+        e = self.cell.inputs[name]
+        size = self.sizes[e.dims[0]]
+        if e.op == "constant":
+            shape = (size,) if x.dim() == 2 else (x.shape[0 if self.batch_first else 1], size)
+        else:
+            shape = (*x.shape[:-1], size)
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+            given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+            raise ValueError(f"further input {name} has {given}; needed is a tensor of shape {shape}")
+        self._check_kind(f"further input {name}", value)
+
+    def _check_kind(self, name: str, value: Tensor) -> None:
+        """Refuse a dtype or device other than the parameters'; under autocast any floating-point dtype will do."""
+        weight = getattr(self, self._names[0][0])
+        if value.device != weight.device:
+            raise ValueError(f"{name} is on the device {value.device}, the layer's parameters are on "
+                             f"{weight.device}; move one of them: layer.to({str(value.device)!r}) or the "
+                             f"tensor.to({str(weight.device)!r})")
+        cast = value.is_floating_point() and torch.is_autocast_enabled(value.device.type)
+        if value.dtype != weight.dtype and not cast:
+            raise ValueError(f"{name} has dtype {value.dtype}, the layer's parameters have {weight.dtype}; convert "
+                             f"one of them: layer.to({value.dtype}) or the tensor.to({weight.dtype})"
+                             + ("" if value.is_floating_point() else " (a layer needs floating-point values)"))

@@ -90,7 +90,9 @@ def _write_inner_product(module: Module, step: Pass, panel: Panel, rows: int, bl
     acc = {}
     for key, offset in where.items():
         start = "zeroinitializer"
-        if len(panel.runs) > 1:
+        if panel.begun[key[2] // step.vectors]:
+            start = f.load(f.at("%acc", offset))
+        elif len(panel.runs) > 1:
             start = f.value(f"select i1 %more, {module.vector} {f.load(f.at('%acc', offset))}, {module.vector} "
                             "zeroinitializer")
         acc[key] = f.variable(module.vector, start)

@@ -52,6 +52,7 @@ class Panel:
 
     name: str
     slots: tuple[int, ...]
+    begun: tuple[bool, ...]  # per slot: whether an earlier panel of the stage has left a sum there
     runs: tuple[Run, ...]
     pieces: tuple[tuple[int, tuple[tuple[str, str, str], ...]], ...]
 
@@ -238,7 +239,8 @@ class _Layout:
             count = -(-len(slots) // chunk)
             for part in (slots[k * len(slots) // count:(k + 1) * len(slots) // count] for k in range(count)):
                 pieces = tuple((self.size(v), tuple(m[s] for s in part)) for v, m in operands)
-                step.panels.append(Panel(f"{number}_{len(step.panels)}", part, self._runs(operands), pieces))
+                begun = tuple(any(s in p.slots for p in step.panels) for s in part)
+                step.panels.append(Panel(f"{number}_{len(step.panels)}", part, begun, self._runs(operands), pieces))
 
     def _address(self, operand: tuple[Expr, dict]) -> tuple:
         place = self.reads.get(operand[0])
