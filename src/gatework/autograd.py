@@ -14,7 +14,6 @@ from torch import Tensor
 from .backends import reference
 from .backends.cpu.kernel import Kernel, kernel
 from .compiler import Cell
-from .compiler.data import fingerprint
 
 BACKENDS = ("auto", "cpu", "reference")
 _FUSED = {torch.float32: 4, torch.float64: 8}
@@ -52,11 +51,6 @@ class Torch:
     def address(a: Tensor) -> int:
         return a.data_ptr()
 
-    @staticmethod
-    def version(a: Tensor):
-        """What changes whenever the values do; None where torch does not count."""
-        return None if a.is_inference() else (a.data_ptr(), a._version)
-
 
 def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor],
          reverse: bool = False, backend: str = "auto") -> tuple[Tensor, list[Tensor]]:
@@ -81,8 +75,9 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
     if backend == "reference" or not fused:
         output, last, _ = reference.run(cell, inputs, states, parameters, reverse)
         return output, last
-    name = fingerprint(cell)
-    _cells.setdefault(name, cell)
+    name = cell.fingerprint
+    if not torch.compiler.is_compiling():
+        register(cell)
     if torch.compiler.is_compiling():
         output, *rest = torch.ops.gatework.scan(name, inputs, states, parameters, reverse, torch.is_grad_enabled())
         return output, rest[:len(states)]
@@ -93,6 +88,11 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
     output, last, _ = _kernel(cell, inputs, states, parameters).forward(Torch(like), inputs, states, parameters, reverse,
                                                                         False)
     return output, last
+
+
+def register(cell: Cell) -> None:
+    """Make a cell known to the registered operator, which takes strings and tensors only."""
+    _cells.setdefault(cell.fingerprint, cell)
 
 
 def _check(cell: Cell, inputs, states, parameters) -> None:

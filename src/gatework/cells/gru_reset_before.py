@@ -2,7 +2,7 @@ from ..compiler import Bias, Input, Matrix, State, sigmoid, tanh
 
 
 def gru_reset_before(x: Input, h: State, W: Matrix, U: Matrix, b: Bias):
-    """Gated recurrent unit as published: reset before the product (Cho et al., "Learning phrase representations", 2014).
+    """Gated recurrent unit as published: reset before the product (Cho et al., "Learning phrase representations" 2014).
 
     Unlike torch's form the reset gate acts on the state, not on its product with U.n, so a step has two products, one
     after the other. z keeps the old state where it is 1, as in the paper.

@@ -9,7 +9,7 @@ def peephole_lstm(x: Input, h: State, c: State, W: Matrix, U: Matrix, p: Vector,
     """
     unknown = set(peepholes) - set("ifo")
     if unknown or not peepholes:
-        raise ValueError(f'peepholes names gates that see the cell state, one or more of "ifo"; {peepholes!r} was given')
+        raise ValueError(f'peepholes names gates that see the cell state, any of "ifo"; {peepholes!r} was given')
     peep_i = p.i * c if "i" in peepholes else 0.0
     peep_f = p.f * c if "f" in peepholes else 0.0
     i = sigmoid(W.i @ x + U.i @ h + peep_i + b.i)  # input gate

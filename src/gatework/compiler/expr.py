@@ -121,8 +121,8 @@ class Expr(Arithmetic):
     def __getattr__(self, name):
         if name.startswith("_"):
             raise AttributeError(name)
-        raise CellError(f"{written_at()}: a value has no .{name}; only parameters have rows, such as W.i, and functions "
-                        "are written sigmoid(a), not a.sigmoid()")
+        raise CellError(f"{written_at()}: a value has no .{name}; only parameters have rows, such as W.i, and "
+                        "functions are written sigmoid(a), not a.sigmoid()")
 
     @property
     def is_leaf(self) -> bool:

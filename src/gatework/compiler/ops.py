@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .expr import CellError, Expr, add, const, div, elementwise, lift, mul, node, sub, written_at
+from .expr import CellError, Expr, const, div, elementwise, lift, mul, node, sub, written_at
 
 
 def sigmoid(a) -> Expr:

@@ -7,7 +7,7 @@ and after it if no carried value needs it. Element-wise work always stays inside
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from .expr import Expr, add, const, is_const, leaf, node, order, substitute
 from .grad import vjp
@@ -80,7 +80,7 @@ def _outers(e: Expr) -> tuple[tuple[Expr, Expr], ...]:
     return (e.args,) if e.op == "outer" else ()
 
 
-@lru_cache(maxsize=None)
+@cache
 def split(cell: Cell) -> Scan:
     """Derive the loops of a cell.
 

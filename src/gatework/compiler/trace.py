@@ -149,12 +149,18 @@ class Cell:
     @property
     def sizes(self) -> list[str]:
         """The names of all sizes, I and H first."""
-        found = {d: None for d in ("I", "H")}
+        found = dict.fromkeys(("I", "H"))
         for e in [*self.inputs.values(), *self.states.values()]:
             found |= dict.fromkeys(e.dims)
         for f in self.families.values():
             found |= {f.rows: None} | ({f.columns: None} if f.columns else {})
         return list(found)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of what the cell computes, known from the first time it was asked for."""
+        from .data import fingerprint
+        return fingerprint(self)
 
     def __deepcopy__(self, memo):
         return self  # immutable
@@ -173,8 +179,8 @@ def _arguments(function) -> dict[str, Kind]:
     try:
         hints = inspect.get_annotations(inner, eval_str=True)
     except (NameError, AttributeError) as error:
-        raise CellError(f"{_where(inner)}: an annotation of {inner.__name__} cannot be read ({error}); import the kinds "
-                        "from gatework.compiler: Input, Constant, State, Matrix, Vector, Bias") from error
+        raise CellError(f"{_where(inner)}: an annotation of {inner.__name__} cannot be read ({error}); import the "
+                        "kinds from gatework.compiler: Input, Constant, State, Matrix, Vector, Bias") from error
     kinds = {}
     for name, parameter in inspect.signature(inner).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
@@ -225,9 +231,9 @@ def trace(function: Callable | Cell, bias: bool = True) -> Cell:
             value = (Matrices if kind.name == "Matrix" else Vectors)(families[name])
         arguments.append(value)
     if not any(e.op == "input" for e in inputs.values()):
-        raise CellError(f"{place}: {inner.__name__} has no argument annotated Input; a cell needs one, such as x: Input")
+        raise CellError(f"{place}: {inner.__name__} has no argument annotated Input; a cell needs one: x: Input")
     if not states:
-        raise CellError(f"{place}: {inner.__name__} has no argument annotated State; a cell needs one, such as h: State")
+        raise CellError(f"{place}: {inner.__name__} has no argument annotated State; a cell needs one: h: State")
     returned = function(*arguments)
     following, record = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, {})
     if not isinstance(following, dict) or not isinstance(record, dict) or not following:
@@ -255,23 +261,37 @@ class _NoBias:
             raise AttributeError(gate)
         return lift(0.0)
 
-    __add__ = __radd__ = __rsub__ = lambda self, other: lift(other)
-    __sub__ = lambda self, other: -lift(other)
-    __mul__ = __rmul__ = lambda self, other: lift(0.0)
-    __float__ = lambda self: 0.0
+    def __add__(self, other) -> Expr:
+        return lift(other)
+
+    def __sub__(self, other) -> Expr:
+        return -lift(other)
+
+    def __mul__(self, other) -> Expr:
+        return lift(0.0)
+
+    def __float__(self):
+        return 0.0
+
+    __radd__ = __rsub__ = __add__
+    __rmul__ = __mul__
 
 
 def check(cell: Cell) -> None:
     """Raise CellError for what a cell may not be, whether it was traced or read from a file."""
     where, name = cell.source, cell.name
+    rows = [g for f in cell.families.values() for g in f.gates if g]
+    for label in [name, *cell.sizes, *cell.inputs, *cell.states, *cell.families, *rows, *cell.record]:
+        if not label.isidentifier():
+            raise CellError(f"{where}: {label!r} in {name} is not a Python identifier; name it with letters, digits, _")
     for state, e in cell.states.items():
         if state not in cell.next:
             raise CellError(f"{where}: state {state} of {name} is not returned; return dict({state}=..., ...) with its "
                             "next value (the old one, if it stays as it is)")
         got = cell.next[state]
         if got.dims != e.dims:
-            raise CellError(f"{got.source}: the next value of state {state} of {name} has size [{', '.join(got.dims)}], "
-                            f"the state has [{', '.join(e.dims)}]")
+            raise CellError(f"{got.source}: the next value of state {state} of {name} has size "
+                            f"[{', '.join(got.dims)}], the state has [{', '.join(e.dims)}]")
         if got.is_leaf and cell.output == state:
             raise CellError(f"{where}: {name} returns {got.attr} itself as its output {state}, so it computes nothing")
     for state in cell.next:

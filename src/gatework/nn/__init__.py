@@ -3,4 +3,4 @@
 from .layers import GRU, LSTM, RNN, CoupledLSTM, PeepholeLSTM
 from .recurrent import Recurrent
 
-__all__ = ["GRU", "LSTM", "RNN", "CoupledLSTM", "PeepholeLSTM", "Recurrent"]
+__all__ = ["CoupledLSTM", "GRU", "LSTM", "PeepholeLSTM", "RNN", "Recurrent"]

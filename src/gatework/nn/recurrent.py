@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from ..autograd import BACKENDS, scan
+from ..autograd import BACKENDS, register, scan
 from ..compiler import Cell, trace
 
 # Letters of the papers on the left, the names that torch.nn gives the same parameters on the right.
@@ -69,6 +69,7 @@ class Recurrent(torch.nn.Module):
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}; {backend!r} was given")
         self.cell = trace(cell, bias)
+        register(self.cell)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional, self.proj_size, self.backend = bidirectional, proj_size, backend

@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from ...compiler.expr import Expr, number
 from .ir import Function, Module
 from .maths import OPERATIONS
+from .panels import block_count, inner_name, operand_width, write_inner_products, write_packing
 from .plan import Loop, Panel, Pass, Place
 from .schedule import is_invariant
 from .target import Target
-
-UNROLL = 4     # steps of an inner product in one turn of its loop
 
 
 def emit(loop: Loop, target: Target, size: int) -> str:
@@ -26,24 +25,15 @@ def emit(loop: Loop, target: Target, size: int) -> str:
     module = Module(target, size)
     for step in loop.passes:
         for panel in step.panels:
-            _write_inner_products(module, loop, step, panel)
-            _write_packing(module, loop, step, panel)
+            write_inner_products(module, loop, step, panel)
+            write_packing(module, loop, step, panel)
     _Kernel(module, loop).write()
     return module.text()
-
-
-def panel_values(loop: Loop, step: Pass, panel: Panel, lanes: int) -> int:
-    """How many values a packed panel holds."""
-    return _blocks(step, lanes) * panel.length * len(panel.slots) * step.vectors * lanes
 
 
 def scratch_values(loop: Loop, rows: int, lanes: int) -> int:
     """How many values of scratch a thread with so many rows needs."""
     return _tile_values(loop, lanes) + rows * loop.scratch_row
-
-
-def _blocks(step: Pass, lanes: int) -> int:
-    return -(-step.size // (step.vectors * lanes))
 
 
 def _tile_values(loop: Loop, lanes: int) -> int:
@@ -52,141 +42,6 @@ def _tile_values(loop: Loop, lanes: int) -> int:
 
 def _tile_blocks(step: Pass) -> int:
     return max([1, *step.wide.values()])
-
-
-# ---- inner products
-
-
-def _write_inner_products(module: Module, loop: Loop, step: Pass, panel: Panel) -> None:
-    for rows in range(1, step.rows + 1):
-        for blocks in {1, step.wide.get(rows, 1)}:
-            strides = {_operand_width(loop, r.source) for r in panel.runs}
-            for stride in strides:
-                _write_inner_product(module, step, panel, rows, blocks, stride)
-
-
-def _operand_width(loop: Loop, source: Place | Expr) -> int:
-    """The distance of an operand from one row to the next, in values."""
-    return loop.buffers[source.buffer].width if isinstance(source, Place) else loop.scratch_row
-
-
-def _inner_name(panel: Panel, rows: int, blocks: int, stride: int) -> str:
-    return f"dot_{panel.name}_{rows}x{blocks}_{stride}"
-
-
-def _write_inner_product(module: Module, step: Pass, panel: Panel, rows: int, blocks: int, stride: int) -> None:
-    """acc[block][row][slot][vector] (+)= sum over k of operand[row][k] * panel[block][k][slot][vector]."""
-    f = Function(module, _inner_name(panel, rows, blocks, stride),
-                 ["ptr %operand", "ptr %panel", "i64 %length", "i1 %more", "ptr %acc"], separate=True)
-    vector, across = module.lanes * module.size, len(panel.slots) * step.vectors
-    block_stride = panel.length * across * vector
-    where = {}  # (block, row, column of the panel row) -> offset of its accumulator
-    for b in range(blocks):
-        for r in range(rows):
-            for j, slot in enumerate(panel.slots):
-                for v in range(step.vectors):
-                    index = ((b * step.rows + r) * len(step.stage.products) + slot) * step.vectors + v
-                    where[b, r, j * step.vectors + v] = index * vector
-    acc = {}
-    for key, offset in where.items():
-        start = "zeroinitializer"
-        if panel.begun[key[2] // step.vectors]:
-            start = f.load(f.at("%acc", offset))
-        elif len(panel.runs) > 1:
-            start = f.value(f"select i1 %more, {module.vector} {f.load(f.at('%acc', offset))}, {module.vector} "
-                            "zeroinitializer")
-        acc[key] = f.variable(module.vector, start)
-
-    def turn(k: str) -> None:
-        a = f.at("%operand", f.integer("mul", k, module.size))
-        p = f.at("%panel", f.integer("mul", k, across * vector))
-        spread = [f.load_spread(f.at(a, r * stride * module.size)) for r in range(rows)]
-        for b in range(blocks):
-            for j in range(across):
-                column = f.load(f.at(p, b * block_stride + j * vector))
-                for r in range(rows):
-                    old = f.value(f"load {module.vector}, ptr {acc[b, r, j]}")
-                    f.line(f"store {module.vector} {f.fma(spread[r], column, old)}, ptr {acc[b, r, j]}")
-
-    whole = f.integer("and", "%length", -UNROLL)
-    with f.loop("0", whole, UNROLL) as k:
-        for u in range(UNROLL):
-            turn(f.integer("add", k, u))
-    with f.loop(whole, "%length") as k:
-        turn(k)
-    for key, offset in where.items():
-        f.store(f.value(f"load {module.vector}, ptr {acc[key]}"), f.at("%acc", offset))
-    f.finish()
-
-
-# ---- packing
-
-
-def _write_packing(module: Module, loop: Loop, step: Pass, panel: Panel) -> None:
-    """pack_<name>(table, panel): the table holds, per piece and slot, the address of a row block."""
-    f = Function(module, f"pack_{panel.name}", ["ptr %table", "ptr %panel"], internal=False)
-    lanes, size = module.lanes, module.size
-    across = len(panel.slots) * step.vectors
-    with f.loop("0", _blocks(step, lanes)) as block:
-        at_block = f.at("%panel", f.integer("mul", block, panel.length * across * lanes * size))
-        k0 = 0
-        for number, (length, matrices) in enumerate(panel.pieces):
-            for j, (_, _, flag) in enumerate(matrices):
-                matrix = f.load_word("%table", number * len(panel.slots) + j, "ptr")
-                for v in range(step.vectors):
-                    unit = f.integer("add", f.integer("mul", block, step.vectors * lanes), v * lanes)
-                    column = (k0 * across + j * step.vectors + v) * lanes * size
-                    pack = _pack_columns if flag == "N" else _pack_rows
-                    pack(f, step, matrix, unit, f.at(at_block, column), length, across * lanes * size)
-            k0 += length
-    f.finish()
-
-
-def _by_fullness(f: Function, unit: str, total: int, write) -> None:
-    """Write for a whole vector of units, for the last part of one, and for none."""
-    lanes = f.module.lanes
-    rest = f.integer("sub", total, unit)
-    with f.when(f.value(f"icmp sge i64 {rest}, {lanes}")):
-        write(lanes)
-    if total % lanes:
-        with f.when(f.value(f"icmp eq i64 {rest}, {total % lanes}")):
-            write(total % lanes)
-    with f.when(f.value(f"icmp sle i64 {rest}, 0")):
-        write(0)
-
-
-def _pack_rows(f: Function, step: Pass, matrix: str, unit: str, target: str, length: int, stride: int) -> None:
-    """panel[k] = matrix[k][unit...]: transposed products read rows as they lie."""
-    size = f.module.size
-
-    def write(valid: int) -> None:
-        with f.loop("0", length) as k:
-            row = f.at(f.at(matrix, f.integer("mul", k, step.size * size)), f.integer("mul", unit, size))
-            full = valid == f.module.lanes
-            value = "zeroinitializer" if valid == 0 else f.load(row, None if full else valid)
-            f.store(value, f.at(target, f.integer("mul", k, stride)))
-
-    _by_fullness(f, unit, step.size, write)
-
-
-def _pack_columns(f: Function, step: Pass, matrix: str, unit: str, target: str, length: int, stride: int) -> None:
-    """panel[k] = matrix[unit...][k]: one value from each of the rows that the lanes stand for."""
-    m = f.module
-
-    def write(valid: int) -> None:
-        first = f.at(matrix, f.integer("mul", unit, length * m.size))
-        with f.loop("0", length) as k:
-            corner = f.at(first, f.integer("mul", k, m.size))
-            value = "zeroinitializer"
-            for lane in range(valid):
-                x = f.value(f"load {m.scalar}, ptr {f.at(corner, lane * length * m.size)}, align {m.size}")
-                value = f.value(f"insertelement {m.vector} {value}, {m.scalar} {x}, i64 {lane}")
-            f.store(value, f.at(target, f.integer("mul", k, stride)))
-
-    _by_fullness(f, unit, step.size, write)
-
-
-# ---- the loop
 
 
 class _Kernel:
@@ -288,7 +143,7 @@ class _Kernel:
                 self._row(step, {}, row, "0", None)
             return
         usual, extra, at_once = tiling
-        total = _blocks(step, self.m.lanes)
+        total = block_count(step, self.m.lanes)
         block = f.variable("i64", "0")
         with self._while_below(block, total) as now:
             left = f.integer("sub", total, now)
@@ -335,12 +190,12 @@ class _Kernel:
             if run.skip_first:
                 at_first = f.value(f"icmp eq i64 {self.turn}, 0")
                 length = f.value(f"select i1 {at_first}, i64 0, i64 {run.length}")
-            stride = _operand_width(self.loop, run.source)
+            stride = operand_width(self.loop, run.source)
             here = f.at(start, done * across)
             done += run.length
 
             def call(rows: int, blocks: int) -> None:
-                f.line(f"call void @{_inner_name(panel, rows, blocks, stride)}(ptr {operand}, ptr {here}, i64 {length}, "
+                f.line(f"call void @{inner_name(panel, rows, blocks, stride)}(ptr {operand}, ptr {here}, i64 {length}, "
                        f"i1 {'true' if k else 'false'}, ptr %scratch)")
 
             # 100 x blocks + rows names the variant

@@ -1,0 +1,43 @@
+# make demo    train a language model on the Python language reference (about two minutes on two cores)
+# make test    run the tests            make bench   measure against torch and JAX
+# make golden  rewrite the golden files make lint    check the style         make setup   install everything
+#
+# Everything is installed once, into .venv, and again only when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+# Torch without the libraries for GPUs: a tenth of the download. `make TORCH_INDEX= ...` takes the usual index only.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN = .venv/bin
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: setup demo test bench golden lint
+setup: .venv/installed-all
+
+.venv/installed-torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gatework needs Python 3.11 or later; type: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP_INSTALL) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	touch $@
+
+.venv/installed-%: .venv/installed-torch pyproject.toml
+	$(PIP_INSTALL) --editable ".[$*]"
+	touch $@
+
+demo: .venv/installed-recipes .venv/installed-cli
+	rm -rf demo
+	mkdir demo
+	$(BIN)/python -c 'from pydoc_data.topics import topics; print("\n\n".join(topics.values()))' > demo/reference.txt
+	$(BIN)/gatework train language-model demo/reference.txt --out demo/model --hidden 256 --epochs 10
+	$(BIN)/gatework generate demo/model --prompt "The following" --length 200
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+golden: .venv/installed-test
+	$(BIN)/python -m pytest tests --update-golden
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+
+bench: .venv/installed-bench
+	$(BIN)/python benchmarks/bench.py

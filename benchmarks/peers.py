@@ -1,0 +1,39 @@
+"""The peers written by hand: the equations as a loop in eager torch, with the input product taken out of the loop.
+
+Each takes the input [T, B, I] and the parameters in the order of the cell, and returns the output [T, B, H].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def peephole_lstm(x: Tensor, W: Tensor, U: Tensor, p: Tensor, b: Tensor) -> Tensor:
+    h = c = x.new_zeros(x.shape[1], U.shape[1])
+    pi, pf, po = p.chunk(3)
+    outputs = []
+    for wx in functional.linear(x, W, b).unbind():
+        i, f, g, o = (wx + functional.linear(h, U)).chunk(4, -1)
+        i, f = torch.sigmoid(i + pi * c), torch.sigmoid(f + pf * c)
+        c = f * c + i * torch.tanh(g)
+        h = torch.sigmoid(o + po * c) * torch.tanh(c)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def leaky_memory(x: Tensor, W: Tensor, U: Tensor, q: Tensor, r: Tensor, b: Tensor) -> Tensor:
+    h = m = x.new_zeros(x.shape[1], U.shape[1])
+    leak = torch.sigmoid(r)
+    outputs = []
+    for wx in functional.linear(x, W, b).unbind():
+        k, n, s = (wx + functional.linear(h, U)).chunk(3, -1)
+        k = torch.sigmoid(k)
+        m = leak * k * m + (1.0 - k) * torch.tanh(n)
+        h = torch.sigmoid(s + q * m) * torch.tanh(m)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+EAGER = {"peephole": peephole_lstm, "own": leaky_memory}

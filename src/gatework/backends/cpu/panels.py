@@ -1,0 +1,186 @@
+"""Writes the LLVM IR of the inner products and of the packing of their panels; free of the cell's equations."""
+
+from __future__ import annotations
+
+from ...compiler.expr import Expr
+from .ir import Function, Module
+from .plan import Loop, Panel, Pass, Place
+
+UNROLL = 4  # steps of an inner product in one turn of its loop
+
+
+def block_count(step: Pass, lanes: int) -> int:
+    return -(-step.size // (step.vectors * lanes))
+
+
+def panel_values(loop: Loop, step: Pass, panel: Panel, lanes: int) -> int:
+    """How many values a packed panel holds."""
+    return block_count(step, lanes) * panel.length * len(panel.slots) * step.vectors * lanes
+
+
+def write_inner_products(module: Module, loop: Loop, step: Pass, panel: Panel) -> None:
+    for rows in range(1, step.rows + 1):
+        for blocks in {1, step.wide.get(rows, 1)}:
+            strides = {operand_width(loop, r.source) for r in panel.runs}
+            for stride in strides:
+                _write_inner_product(module, step, panel, rows, blocks, stride)
+
+
+def operand_width(loop: Loop, source: Place | Expr) -> int:
+    """The distance of an operand from one row to the next, in values."""
+    return loop.buffers[source.buffer].width if isinstance(source, Place) else loop.scratch_row
+
+
+def inner_name(panel: Panel, rows: int, blocks: int, stride: int) -> str:
+    return f"dot_{panel.name}_{rows}x{blocks}_{stride}"
+
+
+def _write_inner_product(module: Module, step: Pass, panel: Panel, rows: int, blocks: int, stride: int) -> None:
+    """acc[block][row][slot][vector] (+)= sum over k of operand[row][k] * panel[block][k][slot][vector]."""
+    f = Function(module, inner_name(panel, rows, blocks, stride),
+                 ["ptr %operand", "ptr %panel", "i64 %length", "i1 %more", "ptr %acc"], separate=True)
+    vector, across = module.lanes * module.size, len(panel.slots) * step.vectors
+    block_stride = panel.length * across * vector
+    where = {}  # (block, row, column of the panel row) -> offset of its accumulator
+    for b in range(blocks):
+        for r in range(rows):
+            for j, slot in enumerate(panel.slots):
+                for v in range(step.vectors):
+                    index = ((b * step.rows + r) * len(step.stage.products) + slot) * step.vectors + v
+                    where[b, r, j * step.vectors + v] = index * vector
+    acc = {}
+    for key, offset in where.items():
+        start = "zeroinitializer"
+        if panel.begun[key[2] // step.vectors]:
+            start = f.load(f.at("%acc", offset))
+        elif len(panel.runs) > 1:
+            start = f.value(f"select i1 %more, {module.vector} {f.load(f.at('%acc', offset))}, {module.vector} "
+                            "zeroinitializer")
+        acc[key] = f.variable(module.vector, start)
+
+    def turn(k: str) -> None:
+        a = f.at("%operand", f.integer("mul", k, module.size))
+        p = f.at("%panel", f.integer("mul", k, across * vector))
+        columns = [(b, j) for b in range(blocks) for j in range(across)]
+
+        def spread(r: int) -> str:
+            return f.load_spread(f.at(a, r * stride * module.size))
+
+        def column(b: int, j: int) -> str:
+            return f.load(f.at(p, b * block_stride + j * vector))
+
+        def add(row: str, panel_row: str, key: tuple[int, int, int]) -> None:
+            old = f.value(f"load {module.vector}, ptr {acc[key]}")
+            f.line(f"store {module.vector} {f.fma(row, panel_row, old)}, ptr {acc[key]}")
+
+        # The fewer of the two stay in registers, the others pass through one: no accumulator is spilled.
+        if rows < len(columns):
+            held = [spread(r) for r in range(rows)]
+            for b, j in columns:
+                passing = column(b, j)
+                for r in range(rows):
+                    add(held[r], passing, (b, r, j))
+        else:
+            kept = {c: column(*c) for c in columns}
+            for r in range(rows):
+                passing = spread(r)
+                for b, j in columns:
+                    add(passing, kept[b, j], (b, r, j))
+
+    whole = f.integer("and", "%length", -UNROLL)
+    with f.loop("0", whole, UNROLL) as k:
+        for u in range(UNROLL):
+            turn(f.integer("add", k, u))
+    with f.loop(whole, "%length") as k:
+        turn(k)
+    for key, offset in where.items():
+        f.store(f.value(f"load {module.vector}, ptr {acc[key]}"), f.at("%acc", offset))
+    f.finish()
+
+
+def write_packing(module: Module, loop: Loop, step: Pass, panel: Panel) -> None:
+    """pack_<name>(table, panel): the table holds, per piece and slot, the address of a row block."""
+    f = Function(module, f"pack_{panel.name}", ["ptr %table", "ptr %panel"], internal=False)
+    lanes, size = module.lanes, module.size
+    across = len(panel.slots) * step.vectors
+    with f.loop("0", block_count(step, lanes)) as block:
+        at_block = f.at("%panel", f.integer("mul", block, panel.length * across * lanes * size))
+        k0 = 0
+        for number, (length, matrices) in enumerate(panel.pieces):
+            for j, (_, _, flag) in enumerate(matrices):
+                matrix = f.load_word("%table", number * len(panel.slots) + j, "ptr")
+                for v in range(step.vectors):
+                    unit = f.integer("add", f.integer("mul", block, step.vectors * lanes), v * lanes)
+                    column = (k0 * across + j * step.vectors + v) * lanes * size
+                    pack = _pack_columns if flag == "N" else _pack_rows
+                    pack(f, step, matrix, unit, f.at(at_block, column), length, across * lanes * size)
+            k0 += length
+    f.finish()
+
+
+def _by_fullness(f: Function, unit: str, total: int, write) -> None:
+    """Write for a whole vector of units, for the last part of one, and for none."""
+    lanes = f.module.lanes
+    rest = f.integer("sub", total, unit)
+    with f.when(f.value(f"icmp sge i64 {rest}, {lanes}")):
+        write(lanes)
+    if total % lanes:
+        with f.when(f.value(f"icmp eq i64 {rest}, {total % lanes}")):
+            write(total % lanes)
+    with f.when(f.value(f"icmp sle i64 {rest}, 0")):
+        write(0)
+
+
+def _pack_rows(f: Function, step: Pass, matrix: str, unit: str, target: str, length: int, stride: int) -> None:
+    """panel[k] = matrix[k][unit...]: transposed products read rows as they lie."""
+    size = f.module.size
+
+    def write(valid: int) -> None:
+        with f.loop("0", length) as k:
+            row = f.at(f.at(matrix, f.integer("mul", k, step.size * size)), f.integer("mul", unit, size))
+            full = valid == f.module.lanes
+            value = "zeroinitializer" if valid == 0 else f.load(row, None if full else valid)
+            f.store(value, f.at(target, f.integer("mul", k, stride)))
+
+    _by_fullness(f, unit, step.size, write)
+
+
+def _pack_columns(f: Function, step: Pass, matrix: str, unit: str, target: str, length: int, stride: int) -> None:
+    """panel[k] = matrix[unit...][k]: squares of rows and columns are turned over on registers."""
+    m, lanes = f.module, f.module.lanes
+
+    def write(valid: int) -> None:
+        first = f.at(matrix, f.integer("mul", unit, length * m.size))
+        squares = length - length % lanes
+        with f.loop("0", squares, lanes) as k:
+            corner = f.at(first, f.integer("mul", k, m.size))
+            rows = [f.load(f.at(corner, lane * length * m.size)) for lane in range(valid)]
+            rows += ["zeroinitializer"] * (lanes - valid)
+            out = f.at(target, f.integer("mul", k, stride))
+            for j, column in enumerate(_turned_over(f, rows)):
+                f.store(column, f.at(out, j * stride))
+        with f.loop(squares, length) as k:
+            corner = f.at(first, f.integer("mul", k, m.size))
+            value = "zeroinitializer"
+            for lane in range(valid):
+                x = f.value(f"load {m.scalar}, ptr {f.at(corner, lane * length * m.size)}, align {m.size}")
+                value = f.value(f"insertelement {m.vector} {value}, {m.scalar} {x}, i64 {lane}")
+            f.store(value, f.at(target, f.integer("mul", k, stride)))
+
+    _by_fullness(f, unit, step.size, write)
+
+
+def _turned_over(f: Function, rows: list[str]) -> list[str]:
+    """The columns of a square of vectors: blocks of half the size change places, then those of a quarter, and so on."""
+    m, rows, distance = f.module, list(rows), len(rows) // 2
+    while distance:
+        upper = [lane if not lane & distance else m.lanes + lane - distance for lane in range(m.lanes)]
+        lower = [lane + distance if not lane & distance else m.lanes + lane for lane in range(m.lanes)]
+        for k in range(len(rows)):
+            if not k & distance:
+                a, b = rows[k], rows[k + distance]
+                for at, choice in ((k, upper), (k + distance, lower)):
+                    mask = ", ".join(f"i32 {c}" for c in choice)
+                    rows[at] = f.value(f"shufflevector {m.vector} {a}, {m.vector} {b}, <{m.lanes} x i32> <{mask}>")
+        distance //= 2
+    return rows

@@ -1,0 +1,187 @@
+"""Receives what a backward loop has written, hands on the gradients: the large products after the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...compiler import Scan
+from ...compiler.expr import Expr
+from .plan import Backward, Place
+
+
+class Products:
+    """The large products after the backward loop, whole sequences at once, by the array library's BLAS.
+
+    What multiplies what is settled once per kernel; `gradients` only walks the lists.
+    """
+
+    def __init__(self, scan: Scan, sizes: dict[str, int], saved: dict[Expr, Place], plan: Backward):
+        self.scan, self.cell, self.sizes, self.saved, self.plan = scan, scan.cell, sizes, saved, plan
+        after = scan.backward
+        self.of_input = {n: self._joined(t.products) for n, t in after.inputs.items()}
+        self.of_state = {s: self._joined(t.products) for s, t in after.states.items()}
+        self.of_matrix = {n: self._outer_products(n) for n, f in self.cell.families.items() if f.columns}
+        self.of_vector = {n: self._sums(n) for n, f in self.cell.families.items() if not f.columns}
+
+    # ---- settled once
+
+    def place(self, e: Expr) -> Place:
+        return self.plan.emitted.get(e) or self.saved[e]
+
+    def _block(self, family: str) -> int:
+        return self.sizes[self.cell.families[family].rows]
+
+    def _runs(self, items: list[tuple[str, str, Place]]) -> list[tuple[str, slice, Place]]:
+        """Join (family, row, place) whose rows and places both follow each other: fewer, larger products."""
+        runs: list[tuple[str, int, int, Place]] = []
+        for family, gate, place in sorted(items, key=lambda i: (i[0], self.cell.families[i[0]].gates.index(i[1]))):
+            begin = self.cell.families[family].gates.index(gate) * self._block(family)
+            end = begin + self._block(family)
+            if runs:
+                known, start, stop, joined = runs[-1]
+                follows = joined.buffer == place.buffer and joined.offset + joined.size == place.offset
+                if known == family and stop == begin and follows:
+                    runs[-1] = (family, start, end, Place(place.buffer, joined.offset, joined.size + place.size))
+                    continue
+            runs.append((family, begin, end, place))
+        return [(family, slice(begin, end), place) for family, begin, end, place in runs]
+
+    def _joined(self, products) -> list[tuple[str, slice, Place]]:
+        return self._runs([(*matrix.attr, self.plan.emitted[d]) for matrix, d in products])
+
+    def _outer_products(self, name: str) -> list[tuple[slice, Place | None, Expr | None, bool]]:
+        """(rows, values, operand, whether to add to what the rows hold); no place: nothing reaches these rows."""
+        rounds: dict[tuple[int, Expr], list] = {}
+        result = []
+        for k, gate in enumerate(self.cell.families[name].gates):
+            pairs = self.scan.backward.matrices[name, gate]
+            if not pairs:
+                result.append((slice(k * self._block(name), (k + 1) * self._block(name)), None, None, False))
+            for number, (d, operand) in enumerate(pairs):
+                rounds.setdefault((number, operand), []).append((name, gate, self.place(d)))
+        for (number, operand), items in sorted(rounds.items(), key=lambda r: r[0][0]):
+            result += [(rows, place, operand, number > 0) for _, rows, place in self._runs(items)]
+        return result
+
+    def _sums(self, name: str) -> list[tuple[slice, str, slice]]:
+        """(rows, buffer to add up, its columns)."""
+        items = []
+        for gate in self.cell.families[name].gates:
+            e = self.scan.backward.vectors[name, gate]
+            carried = self.plan.carried.get(e)
+            items.append((name, gate, Place(carried, 0, self._block(name)) if carried else self.place(e)))
+        return [(rows, place.buffer, slice(place.offset, place.offset + place.size))
+                for _, rows, place in self._runs(items)]
+
+    # ---- for every call
+
+    def gradients(self, xp, arrays, inputs, first, parameters, reverse: bool, needs: Sequence[bool]) -> list:
+        call = _Call(self, xp, arrays, inputs, first, parameters, reverse)
+        wanted = [*((call.input, n) for n in self.cell.inputs), *((call.state, s) for s in self.cell.states),
+                  *((call.matrix if f.columns else call.vector, n) for n, f in self.cell.families.items())]
+        return [make(name) if need else None for (make, name), need in zip(wanted, needs, strict=True)]
+
+
+def _flat(a):
+    return a.reshape(-1, a.shape[-1])
+
+
+@dataclass
+class _Call:
+    """One walk over the products."""
+
+    plan: Products
+    xp: Any
+    arrays: dict[str, Any]
+    inputs: dict[str, Any]
+    first: dict[str, Any]
+    parameters: dict[str, Any]
+    reverse: bool
+    sums: dict[str, Any] = field(default_factory=dict)
+
+    def _sequence(self, place: Place):
+        """The values of a place, [T, B, size]; a view."""
+        a = self.arrays[place.buffer]
+        return a if a.shape[-1] == place.size else a[:, :, place.offset:place.offset + place.size]
+
+    def _multiply(self, products, values, out) -> None:
+        """out = sum of values of a place times the matrix rows."""
+        for number, (family, rows, place) in enumerate(products):
+            w = self.parameters[family]
+            w = w if rows.stop - rows.start == w.shape[0] else w[rows]
+            if number:
+                self.xp.add_product(out, values(place), w)
+            else:
+                self.xp.matmul(values(place), w, out=out)
+        if not products:
+            out[...] = 0
+
+    def input(self, name: str):
+        e, rest = self.plan.cell.inputs[name], self.plan.scan.backward.inputs[name].rest
+        out = self.xp.empty(*self.inputs[name].shape)
+        if e.op == "constant":
+            self._multiply(self.plan.of_input[name], lambda p: self._sequence(p).sum(0), out)
+        else:
+            self._multiply(self.plan.of_input[name], lambda p: _flat(self._sequence(p)), _flat(out))
+        if rest is not None:
+            carried = self.plan.plan.carried.get(rest)
+            out += self.arrays[carried] if carried else self._sequence(self.plan.place(rest))
+        return out
+
+    def state(self, name: str):
+        t = -1 if self.reverse else 0
+        out = self.xp.empty(*self.first[name].shape)
+        self._multiply(self.plan.of_state[name], lambda p: self._sequence(p)[t], out)
+        for e, buffer in self.plan.plan.carried.items():
+            if e.op == "carry" and e.attr == f"d{name}":
+                out += self.arrays[buffer]
+        return out
+
+    def matrix(self, name: str):
+        out = self.xp.empty(*self.parameters[name].shape)
+        for rows, place, operand, more in self.plan.of_matrix[name]:
+            target = out if rows.stop - rows.start == out.shape[0] else out[rows]
+            if place is None:
+                target[...] = 0
+                continue
+            for a, b in self._pairs(self._sequence(place), operand):
+                if a.shape[0] == 0:
+                    continue
+                if more:
+                    self.xp.add_product(target, _flat(a).T, _flat(b))
+                else:
+                    self.xp.matmul(_flat(a).T, _flat(b), out=target)
+                more = True
+        return out
+
+    def _pairs(self, d, operand: Expr) -> list[tuple]:
+        """The sequences whose outer products add up, for values d [T, B, size] and what they multiply."""
+        if operand.op == "state":
+            # The state before step t is what step t - 1 wrote, or the first state.
+            before, first = self.arrays[f"seq_{operand.attr}"], self.first[operand.attr]
+            return [(d[:-1], before[1:]), (d[-1], first)] if self.reverse else [(d[1:], before[:-1]), (d[0], first)]
+        if operand.op == "constant":
+            return [(d.sum(0), self.inputs[operand.attr])]
+        if operand.op == "input":
+            return [(d, self.inputs[operand.attr])]
+        for s in self.plan.scan.stored:
+            if self.plan.cell.next[s] is operand:
+                return [(d, self.arrays[f"seq_{s}"])]
+        return [(d, self._sequence(self.plan.place(operand)))]
+
+    def vector(self, name: str):
+        pieces = self.plan.of_vector[name]
+        if len(pieces) == 1:
+            return self.xp.copy(self._sum(pieces[0][1])[pieces[0][2]])  # two biases may share one sum
+        out = self.xp.empty(*self.parameters[name].shape)
+        for rows, buffer, columns in pieces:
+            out[rows] = self._sum(buffer)[columns]
+        return out
+
+    def _sum(self, buffer: str):
+        """The sum of a whole buffer over steps and rows, made once."""
+        if buffer not in self.sums:
+            self.sums[buffer] = _flat(self.arrays[buffer]).sum(0)
+        return self.sums[buffer]
