@@ -5,21 +5,18 @@
 # Everything is installed once, into .venv, and again only when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
-# Torch without the libraries for GPUs: a tenth of the download. `make TORCH_INDEX= ...` takes the usual index only.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN = .venv/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
 .PHONY: setup demo test bench golden lint
 setup: .venv/installed-all
 
-.venv/installed-torch: constraints.txt
+.venv/made: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gatework needs Python 3.11 or later; type: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP_INSTALL) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	touch $@
 
-.venv/installed-%: .venv/installed-torch pyproject.toml
+.venv/installed-%: .venv/made pyproject.toml
 	$(PIP_INSTALL) --editable ".[$*]"
 	touch $@
 

@@ -116,6 +116,10 @@ class Recurrent(torch.nn.Module):
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}"] + ([f"_l{layer}_reverse"] if self.bidirectional else [])
 
+    def __setstate__(self, state) -> None:
+        super().__setstate__(state)
+        register(self.cell)  # also in the process that a pickled layer arrives in
+
     def reset_parameters(self) -> None:
         """Draw all parameters anew from U(-1/sqrt(H), 1/sqrt(H))."""
         bound = 1.0 / math.sqrt(self.hidden_size)

@@ -110,6 +110,13 @@ class Kernel:
     def __init__(self, scan: Scan, sizes: dict[str, int], bytes_per_value: int, machine: Target):
         self.scan, self.cell, self.sizes, self.size, self.machine = scan, scan.cell, sizes, bytes_per_value, machine
 
+    def ir(self) -> dict[str, str]:
+        """The IR of the loops that training runs, before LLVM sees it."""
+        forward = plan_forward(self.scan, self.sizes, self.machine, self.size, True)
+        backward = plan_backward(self.scan, self.sizes, self.machine, self.size, forward)
+        return {name: emit(plan.loop, self.machine, self.size) for name, plan in
+                (("forward", forward), ("backward", backward))}
+
     @cached_property
     def _inference(self) -> tuple[Forward, _Compiled]:
         return self._forward_loop(train=False)
