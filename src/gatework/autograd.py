@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .backends import reference
-from .backends.cpu.kernel import Kernel, kernel
+from .backends.cpu.kernel import Kernel, kernel_for
 from .compiler import Cell
 
 BACKENDS = ("auto", "cpu", "reference")
@@ -109,7 +109,7 @@ def _check(cell: Cell, inputs, states, parameters) -> None:
 
 
 def _kernel(cell: Cell, inputs, states, parameters) -> Kernel:
-    return kernel(cell, _sizes(cell, inputs, states, parameters), _FUSED[inputs[0].dtype])
+    return kernel_for(cell, _sizes(cell, inputs, states, parameters), _FUSED[inputs[0].dtype])
 
 
 def _sizes(cell: Cell, inputs, states, parameters) -> dict[str, int]:

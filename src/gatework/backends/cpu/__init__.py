@@ -4,10 +4,10 @@
 """
 
 from ...compiler import Cell, split
-from .kernel import Kernel, kernel
+from .kernel import Kernel, kernel_for
 from .target import target
 
-__all__ = ["Kernel", "kernel", "llvm_text"]
+__all__ = ["Kernel", "kernel_for", "llvm_text"]
 
 
 def llvm_text(cell: Cell, size: int = 64, bytes_per_value: int = 4) -> str:

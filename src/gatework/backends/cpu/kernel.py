@@ -252,6 +252,6 @@ def _kernel(cell: Cell, sizes: tuple[tuple[str, int], ...], bytes_per_value: int
     return Kernel(split(cell), dict(sizes), bytes_per_value, machine)
 
 
-def kernel(cell: Cell, sizes: dict[str, int], bytes_per_value: int) -> Kernel:
+def kernel_for(cell: Cell, sizes: dict[str, int], bytes_per_value: int) -> Kernel:
     """The kernel of a cell for sizes (names as in the cell) and 4 or 8 bytes per value."""
     return _kernel(cell, tuple(sorted(sizes.items())), bytes_per_value, target())
