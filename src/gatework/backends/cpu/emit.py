@@ -82,17 +82,17 @@ class _Kernel:
     def _all_addresses(self) -> None:
         """Compute, at the top of a turn, where every buffer stands."""
         places = [p for s in self.loop.passes for _, p in s.stores]
-        places += [self.loop.reads[e] for e in self._read()]
+        places += [self.loop.reads[e] for s in self.loop.passes for e in self._read_by(s)]
         places += [r.source for p in self.loop.panels for r in p.runs if isinstance(r.source, Place)]
         for place in places:
             key = (place.buffer, place.turn, place.edge)
             if key not in self.address:
                 self.address[key] = self._address(place)
 
-    def _read(self) -> list[Expr]:
-        found = [a for s in self.loop.passes for e in s.stage.nodes if e.op not in ("contract", "sum") for a in e.args]
-        found += [e.args[0] for s in self.loop.passes for e in s.stage.sums]
-        found += [e for s in self.loop.passes for e, _ in s.stores]
+    def _read_by(self, step: Pass) -> list[Expr]:
+        """What a stage reads from memory, element by element."""
+        found = [a for e in step.stage.nodes if e.op not in ("contract", "sum") for a in e.args]
+        found += [e.args[0] for e in step.stage.sums] + [e for e, _ in step.stores]
         return [e for e in dict.fromkeys(found) if e in self.loop.reads]
 
     def _address(self, place: Place) -> str:
@@ -154,6 +154,8 @@ class _Kernel:
                 tile = f.value(f"load i64, ptr {index}")
                 larger = f.value(f"zext i1 {f.value(f'icmp slt i64 {tile}, {extra}')} to i64")
                 rows = f.integer("add", usual, larger)
+                if step.panels:
+                    self._prefetch(step, now, row, rows)
                 for panel in step.panels:
                     self._multiply(step, panel, now, blocks, row, rows)
                 self._epilogue(step, now, blocks, row, rows)
@@ -202,6 +204,21 @@ class _Kernel:
             variant = f.integer("add", f.integer("mul", blocks, 100), rows)
             f.choose(variant, {100 * b + r: (lambda r=r, b=b: call(r, b))
                                for r in range(1, step.rows + 1) for b in sorted({1, step.wide.get(r, 1)})})
+
+    def _prefetch(self, step: Pass, block: str, first: str, rows: str) -> None:
+        """Call for the sequences that the equations read and write, while the inner products run.
+
+        Every row and gate is a place of its own, visited for one vector at a time: no hardware guesses that.
+        """
+        f = self.f
+        places = [self.loop.reads[e] for e in self._read_by(step)] + [p for _, p in step.stores]
+        places = [p for p in dict.fromkeys(places) if self.loop.buffers[p.buffer].kind == "sequence"]
+        unit = f.integer("mul", block, step.vectors * self.m.lanes)
+        with f.loop("0", rows) as k:
+            row = f.integer("add", first, k)
+            for place in places:
+                for line in range(step.vectors):
+                    f.prefetch(f.at(self._at(place, row, unit), line * self.m.lanes * self.m.size))
 
     def _epilogue(self, step: Pass, block: str, blocks: str, first: str, rows: str) -> None:
         f, lanes, tail = self.f, self.m.lanes, step.size % self.m.lanes
