@@ -28,8 +28,11 @@ class Code:
     def __init__(self, engine: llvm.ExecutionEngine):
         self._engine = engine
 
+    def address(self, name: str) -> int:
+        return self._engine.get_function_address(name)
+
     def function(self, name: str, *argument_types):
-        return ctypes.CFUNCTYPE(None, *argument_types)(self._engine.get_function_address(name))
+        return ctypes.CFUNCTYPE(None, *argument_types)(self.address(name))
 
 
 def cache_folder() -> Path | None:

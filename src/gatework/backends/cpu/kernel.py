@@ -100,8 +100,7 @@ class _Compiled:
         needs = [scratch_values(self.loop, n, self.lanes) + self.lanes for _, n in parts]
         scratch = xp.empty(sum(needs))
         starts = [xp.address(scratch) + n * self.size for n in itertools.accumulate(needs, initial=0)]
-        pointer = ctypes.addressof(arguments)
-        threads.run([(*p, s) for p, s in zip(parts, starts)], lambda p: self.run(pointer, p[0], p[1], p[2]))
+        threads.run(self.run, ctypes.addressof(arguments), [(*p, s) for p, s in zip(parts, starts)])
 
 
 class Kernel:

@@ -1,24 +1,71 @@
 """Runs a kernel on several threads: each owns some rows for the whole sequence, so nobody waits inside.
 
-The helpers sleep between calls and belong to one process: a forked child makes its own.
+Where an OpenMP runtime is loaded (torch brings one), its team runs the parts: the threads that torch's products have
+just left are still awake, and a second pool would fight them for the cores. Else, and in a forked child, where such a
+team is dead, a pool of Python threads does; they sleep between calls.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+from . import jit
+from .target import target
+
+# Each thread of the team takes every n-th part. The words of the task: kernel, its arguments, omp_get_thread_num,
+# omp_get_num_threads, number of parts, and three words for each part.
+_MEMBER = """
+define void @member(ptr %task) nounwind {
+entry:
+  %kernel = load ptr, ptr %task
+  %p1 = getelementptr i64, ptr %task, i64 1
+  %arguments = load ptr, ptr %p1
+  %p2 = getelementptr i64, ptr %task, i64 2
+  %number = load ptr, ptr %p2
+  %p3 = getelementptr i64, ptr %task, i64 3
+  %size = load ptr, ptr %p3
+  %p4 = getelementptr i64, ptr %task, i64 4
+  %parts = load i64, ptr %p4
+  %me = call i32 %number()
+  %all = call i32 %size()
+  %first = sext i32 %me to i64
+  %step = sext i32 %all to i64
+  br label %head
+head:
+  %k = phi i64 [%first, %entry], [%next, %body]
+  %more = icmp slt i64 %k, %parts
+  br i1 %more, label %body, label %done
+body:
+  %three = mul i64 %k, 3
+  %at = add i64 %three, 5
+  %a = getelementptr i64, ptr %task, i64 %at
+  %row = load i64, ptr %a
+  %b = getelementptr i64, ptr %a, i64 1
+  %rows = load i64, ptr %b
+  %c = getelementptr i64, ptr %a, i64 2
+  %scratch = load ptr, ptr %c
+  call void %kernel(ptr %arguments, i64 %row, i64 %rows, ptr %scratch)
+  %next = add i64 %k, %step
+  br label %head
+done:
+  ret void
+}
+"""
 
 _pool: ThreadPoolExecutor | None = None
-_size = 0
+_pool_size = 0
+_forked = False
 
 
-def _forget() -> None:
-    global _pool, _size
-    _pool, _size = None, 0
+def _after_fork() -> None:
+    global _pool, _pool_size, _forked
+    _pool, _pool_size, _forked = None, 0, True
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def share(rows: int, threads: int) -> list[tuple[int, int]]:
@@ -28,16 +75,46 @@ def share(rows: int, threads: int) -> list[tuple[int, int]]:
     return [(a, b - a) for a, b in zip(bounds, bounds[1:])]
 
 
-def run(parts: list, call: Callable) -> None:
-    """Call with every part, the last one in this thread."""
-    global _pool, _size
+@cache
+def _team() -> tuple | None:
+    """(the call that starts a team, its member function, the two questions a member asks) of the loaded OpenMP runtime."""
+    try:
+        with open("/proc/self/maps") as maps:
+            loaded = {line.split()[-1] for line in maps if "omp" in os.path.basename(line.split()[-1])}
+    except OSError:  # no such list on this system
+        return None
+    for path in sorted(loaded):
+        try:
+            library = ctypes.CDLL(path)
+            start, number, size = library.GOMP_parallel, library.omp_get_thread_num, library.omp_get_num_threads
+        except (OSError, AttributeError):  # not an OpenMP runtime, or one without the entry of GNU's
+            continue
+        start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+        code = jit.load(_MEMBER, target())
+        return (library, code, start, code.address("member"), ctypes.cast(number, ctypes.c_void_p).value,
+                ctypes.cast(size, ctypes.c_void_p).value)
+    return None
+
+
+def run(kernel, arguments: int, parts: list[tuple[int, int, int]]) -> None:
+    """Call kernel(arguments, first row, rows, scratch) for every part, each on a thread of its own."""
+    global _pool, _pool_size
     if len(parts) == 1:
-        call(parts[0])
+        kernel(arguments, *parts[0])
         return
-    if _size < len(parts) - 1:
+    team = None if _forked else _team()
+    if team is not None:
+        _, _, start, member, number, size = team
+        address = ctypes.cast(kernel, ctypes.c_void_p).value
+        words = [address, arguments, number, size, len(parts), *(w for part in parts for w in part)]
+        task = (ctypes.c_int64 * len(words))(*words)
+        start(member, ctypes.addressof(task), len(parts), 0)
+        return
+    if _pool_size < len(parts) - 1:
         # An older, smaller pool ends by itself once its last call is done.
-        _pool, _size = ThreadPoolExecutor(len(parts) - 1, thread_name_prefix="gatework"), len(parts) - 1
-    pending = [_pool.submit(call, part) for part in parts[:-1]]
-    call(parts[-1])
+        _pool = ThreadPoolExecutor(len(parts) - 1, thread_name_prefix="gatework")
+        _pool_size = len(parts) - 1
+    pending = [_pool.submit(kernel, arguments, *part) for part in parts[:-1]]
+    kernel(arguments, *parts[-1])
     for p in pending:
         p.result()
