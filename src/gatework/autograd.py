@@ -35,6 +35,9 @@ class Torch:
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype)
 
+    def ones(self, *shape: int) -> Tensor:
+        return torch.ones(shape, dtype=self.dtype)
+
     @staticmethod
     def copy(a: Tensor) -> Tensor:
         return a.clone(memory_format=torch.contiguous_format)

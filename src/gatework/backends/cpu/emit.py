@@ -18,11 +18,17 @@ from .panels import block_count, inner_name, operand_width, write_inner_products
 from .plan import Loop, Panel, Pass, Place
 from .schedule import is_invariant
 from .target import Target
+from .threads import SIGNATURE
 
 
 def emit(loop: Loop, target: Target, size: int) -> str:
-    """The IR of a loop: `run(arguments, first row, rows, scratch)` and `pack_<panel>(matrices, panel)`."""
+    """The IR of a loop: `run` and `pack_<panel>`, both with the arguments of `threads.SIGNATURE`.
+
+    `run` takes some rows, or all rows and a share of the units: then the members of a team wait for each other after
+    every stage. `pack` takes some blocks of a panel.
+    """
     module = Module(target, size)
+    _write_meeting(module)
     for step in loop.passes:
         for panel in step.panels:
             write_inner_products(module, loop, step, panel)
@@ -31,12 +37,46 @@ def emit(loop: Loop, target: Target, size: int) -> str:
     return module.text()
 
 
-def scratch_values(loop: Loop, rows: int, lanes: int) -> int:
-    """How many values of scratch a thread with so many rows needs."""
-    return _tile_values(loop, lanes) + rows * loop.scratch_row
+def splits_units(loop: Loop, lanes: int) -> bool:
+    """Whether threads may share the units of a stage: not where they would add up one sum together."""
+    return all(s.stage.dims and not s.stage.sums and block_count(s, lanes) > 1 for s in loop.passes)
 
 
-def _tile_values(loop: Loop, lanes: int) -> int:
+def _write_meeting(module: Module) -> None:
+    """meet(point, all): return when all members of a team have come. The point: arrivals, and a count of meetings."""
+    module.declared["declare i32 @sched_yield()"] = None
+    module.functions.append("""define internal void @meet(ptr %point, i64 %all) nounwind noinline {
+entry:
+  %meetings = getelementptr i8, ptr %point, i64 128
+  %now = load atomic i64, ptr %meetings monotonic, align 8
+  %before = atomicrmw add ptr %point, i64 1 acq_rel
+  %come = add i64 %before, 1
+  %last = icmp eq i64 %come, %all
+  br i1 %last, label %open, label %wait
+open:
+  store atomic i64 0, ptr %point monotonic, align 8
+  %opened = atomicrmw add ptr %meetings, i64 1 release
+  ret void
+wait:
+  %turn = phi i64 [0, %entry], [%next, %again]
+  %seen = load atomic i64, ptr %meetings acquire, align 8
+  %go = icmp ne i64 %seen, %now
+  br i1 %go, label %done, label %longer
+longer:
+  %next = add i64 %turn, 1
+  %late = icmp sgt i64 %next, 20000
+  br i1 %late, label %yield, label %again
+yield:
+  %ignored = call i32 @sched_yield()
+  br label %again
+again:
+  br label %wait
+done:
+  ret void
+}""")
+
+
+def tile_values(loop: Loop, lanes: int) -> int:
     return max((_tile_blocks(s) * s.rows * len(s.stage.products) * s.vectors * lanes for s in loop.passes), default=0)
 
 
@@ -49,7 +89,7 @@ class _Kernel:
 
     def __init__(self, module: Module, loop: Loop):
         self.m, self.loop = module, loop
-        self.f = Function(module, "run", ["ptr %arguments", "i64 %first", "i64 %rows", "ptr %scratch"], internal=False)
+        self.f = Function(module, "run", SIGNATURE, internal=False)
         self.invariant: dict[Expr, bool] = {}
         self.index = {name: k for k, name in enumerate(loop.buffers)}
         self.panel_index = {p.name: k for k, p in enumerate(loop.panels)}
@@ -68,13 +108,16 @@ class _Kernel:
             if buffer.kind == "sequence":
                 self.stride[name] = f.load_word("%arguments", 2 + 3 * k)
                 self.edge[name] = f.at(f.load_word("%arguments", 3 + 3 * k, "ptr"), skip)
-        self.row_scratch = f.at("%scratch", _tile_values(self.loop, self.m.lanes) * self.m.size)
+        self.alone = f.value("icmp eq i64 %all, 1")
+        shares = [self._share(step) for step in self.loop.passes]
         tiles = [self._tiling(step) for step in self.loop.passes]
         with f.loop("0", turns) as self.turn:
             self.address: dict[tuple, str] = {}
             self._all_addresses()
-            for step, tiling in zip(self.loop.passes, tiles):
-                self._stage(step, tiling)
+            for step, tiling, share in zip(self.loop.passes, tiles, shares):
+                self._stage(step, tiling, share)
+                with f.when(f.value(f"xor i1 {self.alone}, true")):
+                    f.line("call void @meet(ptr %point, i64 %all)")
         f.finish()
 
     # ---- addresses
@@ -116,7 +159,7 @@ class _Kernel:
 
     def _scratch(self, e: Expr, row: str, unit: str = "0") -> str:
         f = self.f
-        start = f.at(self.row_scratch, f.integer("mul", row, self.loop.scratch_row * self.m.size))
+        start = f.at("%shared", f.integer("mul", row, self.loop.scratch_row * self.m.size))
         return f.at(f.at(start, self.loop.scratch[e] * self.m.size), f.integer("mul", unit, self.m.size))
 
     # ---- stages
@@ -133,7 +176,14 @@ class _Kernel:
             blocks = f.value(f"select i1 {few}, i64 {wide}, i64 {blocks}")
         return f.integer("sdiv", "%rows", tiles), f.integer("srem", "%rows", tiles), blocks
 
-    def _stage(self, step: Pass, tiling: tuple[str, str, str]) -> None:
+    def _share(self, step: Pass) -> tuple[str, str]:
+        """The blocks of a stage that this member of the team computes: first, end."""
+        f, total = self.f, block_count(step, self.m.lanes)
+        begin = f.integer("sdiv", f.integer("mul", "%me", total), "%all")
+        end = f.integer("sdiv", f.integer("mul", f.integer("add", "%me", 1), total), "%all")
+        return begin, end
+
+    def _stage(self, step: Pass, tiling: tuple[str, str, str], share: tuple[str, str]) -> None:
         f = self.f
         for e in step.stage.sums:
             with f.loop("0", "%rows") as row:
@@ -143,10 +193,10 @@ class _Kernel:
                 self._row(step, {}, row, "0", None)
             return
         usual, extra, at_once = tiling
-        total = block_count(step, self.m.lanes)
-        block = f.variable("i64", "0")
-        with self._while_below(block, total) as now:
-            left = f.integer("sub", total, now)
+        begin, end = share
+        block = f.variable("i64", begin)
+        with self._while_below(block, end) as now:
+            left = f.integer("sub", end, now)
             fits = f.value(f"icmp sle i64 {at_once}, {left}")
             blocks = f.value(f"select i1 {fits}, i64 {at_once}, i64 1")
             first, index = f.variable("i64", "0"), f.variable("i64", "0")
@@ -198,7 +248,7 @@ class _Kernel:
 
             def call(rows: int, blocks: int) -> None:
                 f.line(f"call void @{inner_name(panel, rows, blocks, stride)}(ptr {operand}, ptr {here}, i64 {length}, "
-                       f"i1 {'true' if k else 'false'}, ptr %scratch)")
+                       f"i1 {'true' if k else 'false'}, ptr %tile)")
 
             # 100 x blocks + rows names the variant
             variant = f.integer("add", f.integer("mul", blocks, 100), rows)
@@ -248,7 +298,7 @@ class _Kernel:
             row = f.integer("add", first, k)
             index = f.integer("add", f.integer("mul", block, step.rows), k)
             index = f.integer("add", f.integer("mul", index, products * step.vectors), column)
-            acc = f.at("%scratch", f.integer("mul", index, self.m.lanes * self.m.size))
+            acc = f.at("%tile", f.integer("mul", index, self.m.lanes * self.m.size))
             for j, e in enumerate(step.stage.products):
                 inner[e] = f.load(f.at(acc, j * step.vectors * self.m.lanes * self.m.size))
             self._row(step, inner, row, unit, valid)

@@ -15,14 +15,18 @@ import numpy as np
 
 from ...compiler import Cell, Scan, split
 from . import jit, threads
-from .emit import emit, scratch_values
-from .panels import panel_values
+from .emit import emit, splits_units, tile_values
+from .panels import block_count, panel_values
 from .plan import Backward, Forward, Loop, Panel, plan_backward, plan_forward
 from .products import Products
 from .target import Target, target
 
 # Handing work to another thread costs some ten microseconds: below this many multiplications it does not pay.
 WORTH_A_THREAD = 1 << 19
+# Threads that own rows each read all panels in every step; beyond the second cache of a core, sharing the units and
+# meeting after every stage is faster, if there is enough to do in between.
+MOST_PANEL = 1 << 20
+WORTH_A_MEETING = 1 << 16
 
 
 class Numpy:
@@ -39,6 +43,9 @@ class Numpy:
 
     def zeros(self, *shape: int) -> np.ndarray:
         return np.zeros(shape, self.dtype)
+
+    def ones(self, *shape: int) -> np.ndarray:
+        return np.ones(shape, self.dtype)
 
     def copy(self, a: np.ndarray) -> np.ndarray:
         return a.copy()
@@ -60,11 +67,14 @@ class _Compiled:
         self.loop, self.lanes, self.size = loop, machine.lanes(size), size
         self.code = jit.load(emit(loop, machine, size), machine)
         word, pointer = ctypes.c_int64, ctypes.c_void_p
-        self.run = self.code.function("run", pointer, word, word, pointer)
-        self.panels = [(step, panel, self.code.function(f"pack_{panel.name}", pointer, pointer))
+        signature = [pointer if a.startswith("ptr") else word for a in threads.SIGNATURE]
+        self.run = self.code.function("run", *signature)
+        self.panels = [(step, panel, self.code.function(f"pack_{panel.name}", *signature))
                        for step in loop.passes for panel in step.panels]
         self.tables = [self._table(panel, cell) for _, panel, _ in self.panels]
         self.multiplications = sum(panel.length * len(panel.slots) * step.size for step, panel, _ in self.panels)
+        self.panel_bytes = sum(panel_values(loop, step, panel, self.lanes) for step, panel, _ in self.panels) * size
+        self.shareable = splits_units(loop, self.lanes)
 
     def pack(self, xp, number: int, parameters: dict[str, Any]):
         """The packed panel of the weights as they are now.
@@ -75,9 +85,11 @@ class _Compiled:
         step, panel, pack = self.panels[number]
         sources = {n: xp.ascontiguousarray(parameters[n]) for n in dict.fromkeys(n for n, _ in self.tables[number])}
         table = [xp.address(sources[n]) + offset for n, offset in self.tables[number]]
-        packed = xp.empty(panel_values(self.loop, step, panel, self.lanes))
+        values = panel_values(self.loop, step, panel, self.lanes)
+        packed = xp.empty(values)
         words = (ctypes.c_int64 * len(table))(*table)
-        pack(ctypes.addressof(words), xp.address(packed))
+        shares = threads.share(block_count(step, self.lanes), min(xp.threads(), 1 + values // WORTH_A_THREAD))
+        threads.run(pack, ctypes.addressof(words), [(*share, 0, xp.address(packed)) for share in shares])
         return packed
 
     def _table(self, panel: Panel, cell: Cell) -> list[tuple[str, int]]:
@@ -95,12 +107,22 @@ class _Compiled:
         panels = [self.pack(xp, k, parameters) for k in range(len(self.panels))]
         words = [steps, *buffers, *(xp.address(p) for p in panels)]
         arguments = (ctypes.c_int64 * len(words))(*words)
-        work = steps * rows * max(self.multiplications, 256)
-        parts = threads.share(rows, min(xp.threads(), 1 + work // WORTH_A_THREAD))
-        needs = [scratch_values(self.loop, n, self.lanes) + self.lanes for _, n in parts]
-        scratch = xp.empty(sum(needs))
-        starts = [xp.address(scratch) + n * self.size for n in itertools.accumulate(needs, initial=0)]
-        threads.run(self.run, ctypes.addressof(arguments), [(*p, s) for p, s in zip(parts, starts)])
+        parts, together = self._parts(steps, rows, xp.threads())
+        tile, row = tile_values(self.loop, self.lanes) + self.lanes, self.loop.scratch_row
+        scratch = xp.empty(rows * row + len(parts) * tile)
+        start = xp.address(scratch)
+        tiles = [start + (rows * row + k * tile) * self.size for k in range(len(parts))]
+        parts = [(first, count, t, start + first * row * self.size) for (first, count), t in zip(parts, tiles)]
+        threads.run(self.run, ctypes.addressof(arguments), parts, together)
+
+    def _parts(self, steps: int, rows: int, most: int) -> tuple[list[tuple[int, int]], bool]:
+        """Rows for every thread, and whether the threads share the units of the same rows instead."""
+        count = min(most, 1 + steps * rows * max(self.multiplications, 256) // WORTH_A_THREAD)
+        if (count > 1 and self.shareable and threads.has_team()
+                and (self.panel_bytes > MOST_PANEL or rows < 2 * count)
+                and rows * self.multiplications > count * WORTH_A_MEETING):
+            return [(0, rows)] * count, True
+        return threads.share(rows, count), False
 
 
 class Kernel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...compiler.expr import Expr
 from .ir import Function, Module
 from .plan import Loop, Panel, Pass, Place
+from .threads import SIGNATURE
 
 UNROLL = 4    # steps of an inner product in one turn of its loop
 AHEAD = 1024  # bytes by which a panel is called for in advance; measured, worth 8 % where it comes from the third cache
@@ -102,16 +103,16 @@ def _write_inner_product(module: Module, step: Pass, panel: Panel, rows: int, bl
 
 
 def write_packing(module: Module, loop: Loop, step: Pass, panel: Panel) -> None:
-    """pack_<name>(table, panel): the table holds, per piece and slot, the address of a row block."""
-    f = Function(module, f"pack_{panel.name}", ["ptr %table", "ptr %panel"], internal=False)
+    """pack_<name>: the arguments hold, per piece and slot, the address of a row block; the blocks are the rows."""
+    f = Function(module, f"pack_{panel.name}", SIGNATURE, internal=False)
     lanes, size = module.lanes, module.size
     across = len(panel.slots) * step.vectors
-    with f.loop("0", block_count(step, lanes)) as block:
-        at_block = f.at("%panel", f.integer("mul", block, panel.length * across * lanes * size))
+    with f.loop("%first", f.integer("add", "%first", "%rows")) as block:
+        at_block = f.at("%shared", f.integer("mul", block, panel.length * across * lanes * size))
         k0 = 0
         for number, (length, matrices) in enumerate(panel.pieces):
             for j, (_, _, flag) in enumerate(matrices):
-                matrix = f.load_word("%table", number * len(panel.slots) + j, "ptr")
+                matrix = f.load_word("%arguments", number * len(panel.slots) + j, "ptr")
                 for v in range(step.vectors):
                     unit = f.integer("add", f.integer("mul", block, step.vectors * lanes), v * lanes)
                     column = (k0 * across + j * step.vectors + v) * lanes * size

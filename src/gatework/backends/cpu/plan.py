@@ -214,7 +214,9 @@ class _Layout:
         across = 4 if registers >= 32 else 2  # vectors of a panel row
         chunk = -(-slots // -(-slots // across))
         blocks = -(-step.size // self.lanes)
-        step.vectors = max(1, min(across // chunk, blocks))
+        # Of the widths that fill the registers, the one that leaves the fewest units of the last block empty.
+        widths = [w for w in (across // chunk, across // chunk - 1) if 0 < w <= blocks] or [1]
+        step.vectors = min(widths, key=lambda w: -(-blocks // w) * w)
         width = chunk * step.vectors
         step.rows = min(8, (registers - 1 - width) // width)
         blocks = -(-blocks // step.vectors)
@@ -233,7 +235,8 @@ class _Layout:
         groups: dict[tuple[int, ...], list[tuple[Expr, dict]]] = {}
         for (v, _), matrices in by_operand.items():
             groups.setdefault(tuple(sorted(matrices)), []).append((v, matrices))
-        chunk = 4 // step.vectors if self.target.registers >= 32 else max(1, 2 // step.vectors)
+        across = 4 if self.target.registers >= 32 else 2
+        chunk = max(1, across // step.vectors)
         for slots, operands in groups.items():
             operands.sort(key=self._address)
             count = -(-len(slots) // chunk)

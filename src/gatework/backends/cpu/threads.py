@@ -15,8 +15,13 @@ from functools import cache
 from . import jit
 from .target import target
 
-# Each thread of the team takes every n-th part. The words of the task: kernel, its arguments, omp_get_thread_num,
-# omp_get_num_threads, number of parts, and three words for each part.
+# What a kernel is called with: its arguments; rows; scratch of its own and of all; its number in a team that shares the
+# work on the same rows, the size of that team (1: nobody shares), and the point where it meets.
+SIGNATURE = ["ptr %arguments", "i64 %first", "i64 %rows", "ptr %tile", "ptr %shared", "i64 %me", "i64 %all", "ptr %point"]
+
+# Words of a task: kernel, arguments, omp_get_thread_num, omp_get_num_threads, parts, meeting point, then per part: first
+# row, rows, scratch of its own, scratch of all. With a meeting point every member takes the rows of part 0 and the
+# scratch of the part of its number; else each takes every n-th part.
 _MEMBER = """
 define void @member(ptr %task) nounwind {
 entry:
@@ -29,31 +34,40 @@ entry:
   %size = load ptr, ptr %p3
   %p4 = getelementptr i64, ptr %task, i64 4
   %parts = load i64, ptr %p4
-  %me = call i32 %number()
-  %all = call i32 %size()
-  %first = sext i32 %me to i64
-  %step = sext i32 %all to i64
+  %p5 = getelementptr i64, ptr %task, i64 5
+  %point = load ptr, ptr %p5
+  %me32 = call i32 %number()
+  %all32 = call i32 %size()
+  %me = sext i32 %me32 to i64
+  %all = sext i32 %all32 to i64
+  %apart = icmp eq ptr %point, null
+  %shares = select i1 %apart, i64 1, i64 %all
+  %share = select i1 %apart, i64 0, i64 %me
   br label %head
 head:
-  %k = phi i64 [%first, %entry], [%next, %body]
+  %k = phi i64 [%me, %entry], [%next, %body]
   %more = icmp slt i64 %k, %parts
   br i1 %more, label %body, label %done
 body:
-  %three = mul i64 %k, 3
-  %at = add i64 %three, 5
+  %four = mul i64 %k, 4
+  %at = add i64 %four, 6
   %a = getelementptr i64, ptr %task, i64 %at
   %row = load i64, ptr %a
   %b = getelementptr i64, ptr %a, i64 1
   %rows = load i64, ptr %b
   %c = getelementptr i64, ptr %a, i64 2
-  %scratch = load ptr, ptr %c
-  call void %kernel(ptr %arguments, i64 %row, i64 %rows, ptr %scratch)
-  %next = add i64 %k, %step
+  %tile = load ptr, ptr %c
+  %d = getelementptr i64, ptr %a, i64 3
+  %shared = load ptr, ptr %d
+  call void %kernel(ptr %arguments, i64 %row, i64 %rows, ptr %tile, ptr %shared, i64 %share, i64 %shares, ptr %point)
+  %jump = select i1 %apart, i64 %all, i64 %parts
+  %next = add i64 %k, %jump
   br label %head
 done:
   ret void
 }
 """
+_POINT_WORDS = 32  # two counters, each on a cache line of its own
 
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
@@ -96,17 +110,27 @@ def _team() -> tuple | None:
     return None
 
 
-def run(kernel, arguments: int, parts: list[tuple[int, int, int]]) -> None:
-    """Call kernel(arguments, first row, rows, scratch) for every part, each on a thread of its own."""
+def has_team() -> bool:
+    """Whether threads of one call can be trusted to run at the same time, so that they may wait for each other."""
+    return not _forked and _team() is not None
+
+
+def run(kernel, arguments: int, parts: list[tuple[int, int, int, int]], together: bool = False) -> None:
+    """Call a kernel for every part (first row, rows, scratch of its own, scratch of all), each on a thread of its own.
+
+    `together`: the parts have the same rows and share the units; needs `has_team`.
+    """
     global _pool, _pool_size
     if len(parts) == 1:
-        kernel(arguments, *parts[0])
+        kernel(arguments, *parts[0], 0, 1, 0)
         return
     team = None if _forked else _team()
     if team is not None:
         _, _, start, member, number, size = team
         address = ctypes.cast(kernel, ctypes.c_void_p).value
-        words = [address, arguments, number, size, len(parts), *(w for part in parts for w in part)]
+        point = (ctypes.c_int64 * _POINT_WORDS)()
+        words = [address, arguments, number, size, len(parts), ctypes.addressof(point) if together else 0,
+                 *(w for part in parts for w in part)]
         task = (ctypes.c_int64 * len(words))(*words)
         start(member, ctypes.addressof(task), len(parts), 0)
         return
@@ -114,7 +138,7 @@ def run(kernel, arguments: int, parts: list[tuple[int, int, int]]) -> None:
         # An older, smaller pool ends by itself once its last call is done.
         _pool = ThreadPoolExecutor(len(parts) - 1, thread_name_prefix="gatework")
         _pool_size = len(parts) - 1
-    pending = [_pool.submit(kernel, arguments, *part) for part in parts[:-1]]
-    kernel(arguments, *parts[-1])
+    pending = [_pool.submit(kernel, arguments, *part, 0, 1, 0) for part in parts[:-1]]
+    kernel(arguments, *parts[-1], 0, 1, 0)
     for p in pending:
         p.result()
