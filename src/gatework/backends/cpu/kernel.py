@@ -27,6 +27,10 @@ WORTH_A_THREAD = 1 << 19
 # meeting after every stage is faster, if there is enough to do in between.
 MOST_PANEL = 1 << 20
 WORTH_A_MEETING = 1 << 16
+# Bytes of input products that are made and used up before the next ones are made; in a product of fewer rows than these
+# packing the weights would weigh.
+AT_ONCE = 1 << 22
+ROWS_AT_ONCE = 1024
 
 
 class Numpy:
@@ -76,12 +80,15 @@ class _Compiled:
         self.panel_bytes = sum(panel_values(loop, step, panel, self.lanes) for step, panel, _ in self.panels) * size
         self.shareable = splits_units(loop, self.lanes)
 
-    def pack(self, xp, number: int, parameters: dict[str, Any]):
-        """The packed panel of the weights as they are now.
+    def pack(self, xp, parameters: dict[str, Any]) -> list:
+        """The packed panels of the weights as they are now.
 
-        It is made anew for every call: no sign of a tensor tells reliably that its values are the old ones (writing
+        They are made anew for every call: no sign of a tensor tells reliably that its values are the old ones (writing
         through `.data` leaves all of them as they are), and it costs little beside the sequence.
         """
+        return [self._pack(xp, number, parameters) for number in range(len(self.panels))]
+
+    def _pack(self, xp, number: int, parameters: dict[str, Any]):
         step, panel, pack = self.panels[number]
         sources = {n: xp.ascontiguousarray(parameters[n]) for n in dict.fromkeys(n for n, _ in self.tables[number])}
         table = [xp.address(sources[n]) + offset for n, offset in self.tables[number]]
@@ -102,9 +109,8 @@ class _Compiled:
                 table.append((name, family.gates.index(gate) * block))
         return table
 
-    def call(self, xp, steps: int, rows: int, buffers: list[int], parameters) -> None:
+    def call(self, xp, steps: int, rows: int, buffers: list[int], panels: list) -> None:
         """Run all turns. Each buffer is three words: address in the first turn, bytes to the next one, edge address."""
-        panels = [self.pack(xp, k, parameters) for k in range(len(self.panels))]
         words = [steps, *buffers, *(xp.address(p) for p in panels)]
         arguments = (ctypes.c_int64 * len(words))(*words)
         parts, together = self._parts(steps, rows, xp.threads())
@@ -174,44 +180,62 @@ class Kernel:
         return plan_forward(self.scan, self.sizes, self.machine, self.size, True).loop.buffers
 
     def forward(self, xp, inputs: Sequence, states: Sequence, parameters: Sequence, reverse: bool, train: bool):
-        """Return (output [T, B, size], last states [B, size], kept buffers [T, B, width]; none unless `train`)."""
+        """Return (output [T, B, size], last states [B, size], kept buffers [T, B, width]; none unless `train`).
+
+        Products of the inputs and the loop take turns, some steps at a time: what one writes the other finds in the
+        cache, and without `train` a few steps are all the memory that the products take.
+        """
         plan, compiled = self._training if train else self._inference
         cell, given = self.cell, dict(zip(self.cell.families, parameters))
         by_name = {k: xp.ascontiguousarray(v) for k, v in zip(cell.inputs, inputs)}
         steps, rows = inputs[0].shape[:2]
+        widths = [compiled.loop.buffers[buffer].width for buffer, *_ in plan.products]
+        length = min(steps, max(-(-ROWS_AT_ONCE // rows), AT_ONCE // max(1, rows * sum(widths) * self.size)))
         arrays, edges = {f"in_{k}": v for k, v in by_name.items()}, {}
-        for buffer, family, gates, name in plan.products:
-            x, w = by_name[name], self._rows(xp, given[family], family, gates)
-            arrays[buffer] = xp.empty(*x.shape[:-1], w.shape[0])
-            xp.matmul(x.reshape(-1, x.shape[-1]), w.T, out=arrays[buffer].reshape(-1, w.shape[0]))
+        weights = {buffer: self._rows(xp, given[family], family, gates).T for buffer, family, gates, _ in plan.products}
+        for buffer, _, _, name in plan.products:
+            if cell.inputs[name].op == "constant":
+                arrays[buffer] = xp.matmul(by_name[name], weights[buffer])
         for s, first in zip(cell.states, states):
             if s in plan.rolling:
                 arrays[plan.rolling[s]] = xp.copy(xp.ascontiguousarray(first))
             else:
                 edges[plan.sequences[s]] = xp.ascontiguousarray(first)
         arrays |= {f"param_{k}": xp.ascontiguousarray(v) for k, v in given.items()}
+        passing = set(weights) - set(arrays) if not train else set()
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
-                arrays[name] = xp.empty(steps, rows, b.width)
-        self._call(compiled, xp, steps, rows, arrays, edges, given, reverse)
-        end = 0 if reverse else -1
-        last = [arrays[plan.rolling[s]] if s in plan.rolling else xp.copy(arrays[plan.sequences[s]][end])
-                for s in cell.states]
+                arrays[name] = xp.empty(length if name in passing else steps, rows, b.width)
+        panels = compiled.pack(xp, given)
+        spans = [(a, min(a + length, steps)) for a in range(0, steps, length)]
+        for begin, end in reversed(spans) if reverse else spans:
+            for buffer, _, _, name in plan.products:
+                if cell.inputs[name].op == "input":
+                    x, out = by_name[name][begin:end], arrays[buffer]
+                    out = out[:end - begin] if buffer in passing else out[begin:end]
+                    xp.matmul(x.reshape(-1, x.shape[-1]), weights[buffer], out=out.reshape(-1, out.shape[-1]))
+            self._call(compiled, xp, (begin, end), rows, arrays, edges, panels, reverse, passing)
+            for name in plan.sequences.values():
+                edges[name] = arrays[name][begin if reverse else end - 1]
+        last = [arrays[plan.rolling[s]] if s in plan.rolling else xp.copy(edges[plan.sequences[s]]) for s in cell.states]
         kept = [arrays[name] for name in self.kept] if train else []
         return arrays[plan.sequences[cell.output]], last, kept
 
-    def _call(self, compiled: _Compiled, xp, steps, rows, arrays, edges, parameters, from_end: bool) -> None:
+    def _call(self, compiled: _Compiled, xp, span: tuple[int, int], rows: int, arrays, edges, panels, from_end: bool,
+              passing=frozenset()) -> None:
+        """Run the turns of some steps; a `passing` buffer holds these steps only."""
         described = []
         for name, b in compiled.loop.buffers.items():
             a = arrays[name]
             address, stride = xp.address(a), 0
             if b.kind == "sequence" and a.ndim == 3:
+                begin = 0 if name in passing else span[0]
                 stride = rows * b.width * self.size
-                if from_end:
-                    address, stride = address + (steps - 1) * stride, -stride
+                address += stride * (begin + (span[1] - span[0] - 1 if from_end else 0))
+                stride = -stride if from_end else stride
             edge = edges.get(name)
             described += address, stride, 0 if edge is None else xp.address(edge)
-        compiled.call(xp, steps, rows, described, parameters)
+        compiled.call(xp, span[1] - span[0], rows, described, panels)
 
     def _rows(self, xp, stacked, family: str, gates: list[str]):
         """Some row blocks of a stacked parameter, in the order asked for."""
@@ -252,7 +276,8 @@ class Kernel:
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
                 arrays[name] = xp.empty(steps, rows, b.width)
-        self._call(compiled, xp, steps, rows, arrays, edges, given, not reverse)
+        panels = compiled.pack(xp, given)
+        self._call(compiled, xp, (0, steps), rows, arrays, edges, panels, not reverse)
         return self._products.gradients(xp, arrays, by_name, first, given, reverse, needs)
 
     def _upstream(self, xp, arrays, edges, upstream, last, rows: int, reverse: bool) -> None:
