@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from ...compiler.expr import Expr, number
 from .ir import Function, Module
 from .maths import OPERATIONS
-from .panels import block_count, inner_name, operand_width, write_inner_products, write_packing
+from .panels import LINE, NEAR, ahead_lines, block_count, calls_next_block, inner_name, operand_width, write_inner_products, write_packing
 from .plan import Loop, Panel, Pass, Place
 from .schedule import is_invariant
 from .target import Target
@@ -206,8 +206,12 @@ class _Kernel:
                 rows = f.integer("add", usual, larger)
                 if step.panels:
                     self._prefetch(step, now, row, rows)
+                # The block to come: the next one, or the first one of the next turn.
+                after = f.integer("add", now, blocks)
+                after = f.value(f"select i1 {f.value(f'icmp slt i64 {after}, {end}')}, i64 {after}, i64 {begin}")
+                half = f.integer("and", tile, 1)
                 for panel in step.panels:
-                    self._multiply(step, panel, now, blocks, row, rows)
+                    self._multiply(step, panel, now, blocks, row, rows, after, half)
                 self._epilogue(step, now, blocks, row, rows)
                 f.line(f"store i64 {f.integer('add', tile, 1)}, ptr {index}")
                 f.line(f"store i64 {f.integer('add', row, rows)}, ptr {first}")
@@ -228,10 +232,17 @@ class _Kernel:
         f.line(f"br label %{head}")
         f.label(done)
 
-    def _multiply(self, step: Pass, panel: Panel, block: str, blocks: str, row: str, rows: str) -> None:
+    def _multiply(self, step: Pass, panel: Panel, block: str, blocks: str, row: str, rows: str, after: str,
+                  half: str) -> None:
         f, size = self.f, self.m.size
         across = len(panel.slots) * step.vectors * self.m.lanes * size
         start = f.at(self.panels[panel.name], f.integer("mul", block, panel.length * across))
+        lines = ahead_lines(self.m, step, panel) * LINE
+        if calls_next_block(self.m, step, panel):
+            ahead = f.at(self.panels[panel.name], f.integer("mul", after, panel.length * across))
+            ahead = f.at(ahead, f.integer("mul", half, panel.length * lines))
+        else:
+            ahead = f.at(start, NEAR)
         done = 0
         for k, run in enumerate(panel.runs):
             if isinstance(run.source, Place):
@@ -243,12 +254,12 @@ class _Kernel:
                 at_first = f.value(f"icmp eq i64 {self.turn}, 0")
                 length = f.value(f"select i1 {at_first}, i64 0, i64 {run.length}")
             stride = operand_width(self.loop, run.source)
-            here = f.at(start, done * across)
+            here, there = f.at(start, done * across), f.at(ahead, done * lines)
             done += run.length
 
             def call(rows: int, blocks: int) -> None:
                 f.line(f"call void @{inner_name(panel, rows, blocks, stride)}(ptr {operand}, ptr {here}, i64 {length}, "
-                       f"i1 {'true' if k else 'false'}, ptr %tile)")
+                       f"i1 {'true' if k else 'false'}, ptr %tile, ptr {there})")
 
             # 100 x blocks + rows names the variant
             variant = f.integer("add", f.integer("mul", blocks, 100), rows)

@@ -150,9 +150,10 @@ class Function:
         c = self.value(f"fcmp {compare} {m.vector} {a}, {b}")
         return self.value(f"select <{m.lanes} x i1> {c}, {m.vector} {yes}, {m.vector} {no}")
 
-    def prefetch(self, pointer: str) -> None:
+    def prefetch(self, pointer: str, near: bool = True) -> None:
+        """Call for a line of memory, into the first cache or only into the second."""
         self.module.declared["declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"] = None
-        self.line(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 3, i32 1)")
+        self.line(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 {3 if near else 2}, i32 1)")
 
     def _mask(self, valid: int) -> str:
         lanes = ", ".join(f"i1 {'true' if k < valid else 'false'}" for k in range(self.module.lanes))

@@ -8,7 +8,10 @@ from .plan import Loop, Panel, Pass, Place
 from .threads import SIGNATURE
 
 UNROLL = 4    # steps of an inner product in one turn of its loop
-AHEAD = 1024  # bytes by which a panel is called for in advance; measured, worth 8 % where it comes from the third cache
+LINE = 64     # bytes that memory hands over at once
+FAR = 2       # lines of the next block that one step calls for: two tiles call for all of it
+NEAR = 1024   # bytes by which a block too large for that is called for as it is read
+MOST_NEXT = 1 << 19  # bytes of a block that may wait in the second cache beside the block at work
 
 
 def block_count(step: Pass, lanes: int) -> int:
@@ -18,6 +21,18 @@ def block_count(step: Pass, lanes: int) -> int:
 def panel_values(loop: Loop, step: Pass, panel: Panel, lanes: int) -> int:
     """How many values a packed panel holds."""
     return block_count(step, lanes) * panel.length * len(panel.slots) * step.vectors * lanes
+
+
+def calls_next_block(module: Module, step: Pass, panel: Panel) -> bool:
+    """Whether inner products call for the next block of the panel (from the third cache), or for what they read soon."""
+    return panel.length * len(panel.slots) * step.vectors * module.target.bits // 8 <= MOST_NEXT
+
+
+def ahead_lines(module: Module, step: Pass, panel: Panel) -> int:
+    """Lines that one step of an inner product calls for."""
+    if calls_next_block(module, step, panel):
+        return FAR
+    return len(panel.slots) * step.vectors * module.target.bits // 8 // LINE or 1
 
 
 def write_inner_products(module: Module, loop: Loop, step: Pass, panel: Panel) -> None:
@@ -40,7 +55,7 @@ def inner_name(panel: Panel, rows: int, blocks: int, stride: int) -> str:
 def _write_inner_product(module: Module, step: Pass, panel: Panel, rows: int, blocks: int, stride: int) -> None:
     """acc[block][row][slot][vector] (+)= sum over k of operand[row][k] * panel[block][k][slot][vector]."""
     f = Function(module, inner_name(panel, rows, blocks, stride),
-                 ["ptr %operand", "ptr %panel", "i64 %length", "i1 %more", "ptr %acc"], separate=True)
+                 ["ptr %operand", "ptr %panel", "i64 %length", "i1 %more", "ptr %acc", "ptr %ahead"], separate=True)
     vector, across = module.lanes * module.size, len(panel.slots) * step.vectors
     block_stride = panel.length * across * vector
     where = {}  # (block, row, column of the panel row) -> offset of its accumulator
@@ -64,8 +79,10 @@ def _write_inner_product(module: Module, step: Pass, panel: Panel, rows: int, bl
         a = f.at("%operand", f.integer("mul", k, module.size))
         p = f.at("%panel", f.integer("mul", k, across * vector))
         columns = [(b, j) for b in range(blocks) for j in range(across)]
-        for b, j in columns:
-            f.prefetch(f.at(p, b * block_stride + j * vector + AHEAD))
+        lines = ahead_lines(module, step, panel)
+        for line in range(lines):
+            at_line = f.integer("add", f.integer("mul", k, lines * LINE), line * LINE)
+            f.prefetch(f.at("%ahead", at_line), near=not calls_next_block(module, step, panel))
 
         def spread(r: int) -> str:
             return f.load_spread(f.at(a, r * stride * module.size))
