@@ -7,12 +7,15 @@ registered operator `gatework::scan`, which the compiler sees as one node and ne
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from .backends import reference
 from .backends.cpu.kernel import Kernel, kernel_for
+from .backends.cpu.target import Target, target
 from .compiler import Cell
 
 BACKENDS = ("auto", "cpu", "reference")
@@ -99,29 +102,37 @@ def register(cell: Cell) -> None:
 
 
 def _check(cell: Cell, inputs, states, parameters) -> None:
+    like = parameters[0]
+    dtype, device = like.dtype, like.device
+    for t in (*inputs, *states, *parameters):
+        if t.dtype != dtype or t.device != device:
+            _refuse(cell, inputs, states, parameters)
+
+
+def _refuse(cell: Cell, inputs, states, parameters) -> NoReturn:
+    """Name the tensor whose dtype or device is not that of the parameters."""
     named = [*zip((f"input {n}" for n in cell.inputs), inputs), *zip((f"first state {n}" for n in cell.states), states),
              *zip((f"parameter {n}" for n in cell.families), parameters)]
     like = parameters[0]
-    for what, t in named:
-        if t.dtype != like.dtype:
-            raise TypeError(f"{what} of {cell.name} is {t.dtype}, its parameters are {like.dtype}; bring both to one dtype "
-                            f"with .to(...)")
-        if t.device != like.device:
-            raise TypeError(f"{what} of {cell.name} is on {t.device}, its parameters are on {like.device}; bring both to "
-                            "one device with .to(...)")
+    what, t = next((what, t) for what, t in named if (t.dtype, t.device) != (like.dtype, like.device))
+    raise TypeError(f"{what} of {cell.name} is {t.dtype} on {t.device}, its parameters are {like.dtype} on {like.device}; "
+                    "bring both together with .to(...)")
 
 
 def _kernel(cell: Cell, inputs, states, parameters) -> Kernel:
-    return kernel_for(cell, _sizes(cell, inputs, states, parameters), _FUSED[inputs[0].dtype])
+    shapes = (*[t.shape[-1] for t in inputs], *[t.shape[-1] for t in states], *[t.shape for t in parameters])
+    return _kernel_of_shapes(cell, shapes, inputs[0].dtype, target())
 
 
-def _sizes(cell: Cell, inputs, states, parameters) -> dict[str, int]:
-    sizes = {e.dims[0]: t.shape[-1] for e, t in zip([*cell.inputs.values(), *cell.states.values()], [*inputs, *states])}
-    for family, t in zip(cell.families.values(), parameters):
-        sizes[family.rows] = t.shape[0] // len(family.gates)
+@lru_cache(maxsize=None)
+def _kernel_of_shapes(cell: Cell, shapes: tuple, dtype: torch.dtype, _: Target) -> Kernel:
+    vectors, matrices = shapes[:-len(cell.families)], shapes[-len(cell.families):]
+    sizes = {e.dims[0]: n for e, n in zip([*cell.inputs.values(), *cell.states.values()], vectors)}
+    for family, shape in zip(cell.families.values(), matrices):
+        sizes[family.rows] = shape[0] // len(family.gates)
         if family.columns:
-            sizes[family.columns] = t.shape[1]
-    return sizes
+            sizes[family.columns] = shape[1]
+    return kernel_for(cell, sizes, _FUSED[dtype])
 
 
 def _parts(cell: Cell, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -142,7 +142,7 @@ class Cell:
     record: dict[str, Expr]
     source: str
 
-    @property
+    @functools.cached_property
     def output(self) -> str:
         return next(iter(self.next))
 

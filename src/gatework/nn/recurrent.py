@@ -74,6 +74,7 @@ class Recurrent(torch.nn.Module):
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional, self.proj_size, self.backend = bidirectional, proj_size, backend
         self.sizes = self._sizes(sizes or {})
+        self._further = list(self.cell.inputs)[1:]
         self._names: list[list[str]] = []
         options = dict(device=device, dtype=dtype)
         for layer in range(num_layers):
@@ -156,7 +157,7 @@ class Recurrent(torch.nn.Module):
                              "1. Leave out the call for an empty batch")
         states = self._first_states(None if unbatched else input.shape[1], hx, input)
         output, last = self._layers(input, states, lambda x, first, names, reverse: self._scan(
-            [x, *(inputs[k] for k in self._further_inputs())], first, names, reverse))
+            [x, *(inputs[k] for k in self._further)], first, names, reverse))
         if unbatched:
             output, last = output.squeeze(1), [s.squeeze(1) for s in last]
         elif self.batch_first:
@@ -164,9 +165,9 @@ class Recurrent(torch.nn.Module):
         return output, self._form(last)
 
     def _forward_packed(self, packed: PackedSequence, hx, inputs):
-        if inputs or self._further_inputs():
+        if inputs or self._further:
             raise ValueError(f"a PackedSequence carries one input; give padded tensors for a cell with the further "
-                             f"inputs {', '.join(self._further_inputs()) or 'none'}")
+                             f"inputs {', '.join(self._further) or 'none'}")
         data, batch_sizes = packed.data, packed.batch_sizes.tolist()
         self._check_features(data)
         self._check_kind("input", data)
@@ -218,13 +219,12 @@ class Recurrent(torch.nn.Module):
             x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
             if self.dropout and layer < self.num_layers - 1:
                 x = functional.dropout(x, self.dropout, self.training)
+        if len(last) == 1:
+            return x, [s.unsqueeze(0) for s in last[0]]
         return x, [torch.stack(s) for s in zip(*last)]
 
     def _scan(self, inputs: list[Tensor], states: list[Tensor], names: list[str], reverse: bool):
         return scan(self.cell, inputs, states, [getattr(self, n) for n in names], reverse, self.backend)
-
-    def _further_inputs(self) -> list[str]:
-        return list(self.cell.inputs)[1:]
 
     def _form(self, states: list[Tensor]):
         return states[0] if len(states) == 1 else tuple(states)
@@ -278,7 +278,7 @@ class Recurrent(torch.nn.Module):
             raise ValueError(f"input must be {order}, or [T, I] unbatched; its shape is {tuple(x.shape)}")
         self._check_features(x)
         self._check_kind("input", x)
-        needed = self._further_inputs()
+        needed = self._further
         if sorted(inputs) != sorted(needed):
             raise TypeError(f"{self.cell.name} takes the further inputs {', '.join(needed) or 'none'}, by name; given "
                             f"were {', '.join(inputs) or 'none'}")

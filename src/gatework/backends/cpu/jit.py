@@ -77,11 +77,13 @@ def load(text: str, target: Target) -> Code:
 def optimise(text: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
     module = llvm.parse_assembly(text)
     module.verify()
-    # The kernels are written as vectors and unrolled where it pays: the passes that guess at both only cost time.
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
-    options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
-    builder = llvm.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(module, builder)
+    # The kernels are written as vectors and unrolled where it pays. Of LLVM's passes these three do what is left to do,
+    # in a fifth of the time of all: variables into registers, cheaper arithmetic, fewer jumps.
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_sroa_pass()
+    passes.add_instruction_combine_pass()
+    passes.add_simplify_cfg_pass()
+    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
     return module
 
 

@@ -17,7 +17,7 @@ from ...compiler import Cell, Scan, split
 from . import jit, threads
 from .emit import emit, splits_units, tile_values
 from .panels import block_count, panel_values
-from .plan import Backward, Forward, Loop, Panel, plan_backward, plan_forward
+from .plan import Backward, Forward, Loop, Panel, Pass, plan_backward, plan_forward
 from .products import Products
 from .target import Target, target
 
@@ -64,68 +64,74 @@ class Numpy:
         return 1
 
 
+class _Packing:
+    """How one panel is made: the function, the row blocks that it reads, and the shape of the result."""
+
+    def __init__(self, function, panel: Panel, step: Pass, lanes: int, cell: Cell, sizes: dict[str, int], size: int):
+        self.function, self.blocks = function, block_count(step, lanes)
+        self.values = panel_values(step, panel, lanes)
+        self.table: list[tuple[str, int]] = []  # (family, offset in bytes of a row block), for every piece and slot
+        for _, matrices in panel.pieces:
+            for name, gate, _ in matrices:
+                family = cell.families[name]
+                block = sizes[family.rows] * sizes[family.columns] * size
+                self.table.append((name, family.gates.index(gate) * block))
+        self.families = list(dict.fromkeys(name for name, _ in self.table))
+
+
 class _Compiled:
     """One loop as machine code."""
 
     def __init__(self, loop: Loop, machine: Target, size: int, cell: Cell):
-        self.loop, self.lanes, self.size = loop, machine.lanes(size), size
+        self.loop, self.size = loop, size
+        lanes = machine.lanes(size)
         self.code = jit.load(emit(loop, machine, size), machine)
         word, pointer = ctypes.c_int64, ctypes.c_void_p
         signature = [pointer if a.startswith("ptr") else word for a in threads.SIGNATURE]
         self.run = self.code.function("run", *signature)
-        self.panels = [(step, panel, self.code.function(f"pack_{panel.name}", *signature))
-                       for step in loop.passes for panel in step.panels]
-        self.tables = [self._table(panel, cell) for _, panel, _ in self.panels]
-        self.multiplications = sum(panel.length * len(panel.slots) * step.size for step, panel, _ in self.panels)
-        self.panel_bytes = sum(panel_values(loop, step, panel, self.lanes) for step, panel, _ in self.panels) * size
-        self.shareable = splits_units(loop, self.lanes)
+        panels = [(step, panel) for step in loop.passes for panel in step.panels]
+        self.packings = [_Packing(self.code.function(f"pack_{panel.name}", *signature), panel, step, lanes, cell,
+                                  loop.sizes, size) for step, panel in panels]
+        self.multiplications = sum(panel.length * len(panel.slots) * step.size for step, panel in panels)
+        self.panel_values = sum(p.values for p in self.packings)
+        self.tile_values = tile_values(loop, lanes) + lanes
+        self.shareable = splits_units(loop, lanes)
+        self.buffers = [(b.name, b.kind == "sequence", b.width * size) for b in loop.buffers.values()]
 
-    def pack(self, xp, parameters: dict[str, Any]) -> list:
-        """The packed panels of the weights as they are now.
+    def pack(self, xp, parameters: dict[str, Any]) -> tuple[Any, list[int]]:
+        """The packed panels of the weights as they are now, in one array, and the address of each.
 
         They are made anew for every call: no sign of a tensor tells reliably that its values are the old ones (writing
         through `.data` leaves all of them as they are), and it costs little beside the sequence.
         """
-        return [self._pack(xp, number, parameters) for number in range(len(self.panels))]
+        packed = xp.empty(self.panel_values)
+        address, addresses = xp.address(packed), []
+        for p in self.packings:
+            sources = {n: xp.address(parameters[n]) for n in p.families}
+            words = (ctypes.c_int64 * len(p.table))(*[sources[n] + offset for n, offset in p.table])
+            shares = threads.share(p.blocks, min(xp.threads(), 1 + p.values // WORTH_A_THREAD))
+            threads.run(p.function, ctypes.addressof(words), [(*share, 0, address) for share in shares])
+            addresses.append(address)
+            address += p.values * self.size
+        return packed, addresses
 
-    def _pack(self, xp, number: int, parameters: dict[str, Any]):
-        step, panel, pack = self.panels[number]
-        sources = {n: xp.ascontiguousarray(parameters[n]) for n in dict.fromkeys(n for n, _ in self.tables[number])}
-        table = [xp.address(sources[n]) + offset for n, offset in self.tables[number]]
-        values = panel_values(self.loop, step, panel, self.lanes)
-        packed = xp.empty(values)
-        words = (ctypes.c_int64 * len(table))(*table)
-        shares = threads.share(block_count(step, self.lanes), min(xp.threads(), 1 + values // WORTH_A_THREAD))
-        threads.run(pack, ctypes.addressof(words), [(*share, 0, xp.address(packed)) for share in shares])
-        return packed
-
-    def _table(self, panel: Panel, cell: Cell) -> list[tuple[str, int]]:
-        """(family, offset in bytes of a row block), for every piece and slot of a panel."""
-        table = []
-        for _, matrices in panel.pieces:
-            for name, gate, _ in matrices:
-                family = cell.families[name]
-                block = self.loop.sizes[family.rows] * self.loop.sizes[family.columns] * self.size
-                table.append((name, family.gates.index(gate) * block))
-        return table
-
-    def call(self, xp, steps: int, rows: int, buffers: list[int], panels: list) -> None:
+    def call(self, xp, steps: int, rows: int, buffers: list[int], panels: list[int]) -> None:
         """Run all turns. Each buffer is three words: address in the first turn, bytes to the next one, edge address."""
-        words = [steps, *buffers, *(xp.address(p) for p in panels)]
+        words = [steps, *buffers, *panels]
         arguments = (ctypes.c_int64 * len(words))(*words)
         parts, together = self._parts(steps, rows, xp.threads())
-        tile, row = tile_values(self.loop, self.lanes) + self.lanes, self.loop.scratch_row
-        scratch = xp.empty(rows * row + len(parts) * tile)
+        tile, row = self.tile_values * self.size, self.loop.scratch_row * self.size
+        scratch = xp.empty(rows * self.loop.scratch_row + len(parts) * self.tile_values)
         start = xp.address(scratch)
-        tiles = [start + (rows * row + k * tile) * self.size for k in range(len(parts))]
-        parts = [(first, count, t, start + first * row * self.size) for (first, count), t in zip(parts, tiles)]
+        parts = [(first, count, start + rows * row + k * tile, start + first * row)
+                 for k, (first, count) in enumerate(parts)]
         threads.run(self.run, ctypes.addressof(arguments), parts, together)
 
     def _parts(self, steps: int, rows: int, most: int) -> tuple[list[tuple[int, int]], bool]:
         """Rows for every thread, and whether the threads share the units of the same rows instead."""
         count = min(most, 1 + steps * rows * max(self.multiplications, 256) // WORTH_A_THREAD)
         if (count > 1 and self.shareable and threads.has_team()
-                and (self.panel_bytes > MOST_PANEL or rows < 2 * count)
+                and (self.panel_values * self.size > MOST_PANEL or rows < 2 * count)
                 and rows * self.multiplications > count * WORTH_A_MEETING):
             return [(0, rows)] * count, True
         return threads.share(rows, count), False
@@ -136,6 +142,8 @@ class Kernel:
 
     def __init__(self, scan: Scan, sizes: dict[str, int], bytes_per_value: int, machine: Target):
         self.scan, self.cell, self.sizes, self.size, self.machine = scan, scan.cell, sizes, bytes_per_value, machine
+        self.inputs, self.states = [f"in_{n}" for n in scan.cell.inputs], list(scan.cell.states)
+        self.families = list(scan.cell.families)
 
     def ir(self) -> dict[str, str]:
         """The IR of the loops that training runs, before LLVM sees it."""
@@ -186,56 +194,59 @@ class Kernel:
         cache, and without `train` a few steps are all the memory that the products take.
         """
         plan, compiled = self._training if train else self._inference
-        cell, given = self.cell, dict(zip(self.cell.families, parameters))
-        by_name = {k: xp.ascontiguousarray(v) for k, v in zip(cell.inputs, inputs)}
+        parameters = [xp.ascontiguousarray(p) for p in parameters]
+        arrays, edges, given = self._given(xp, inputs, parameters), {}, dict(zip(self.families, parameters))
         steps, rows = inputs[0].shape[:2]
-        widths = [compiled.loop.buffers[buffer].width for buffer, *_ in plan.products]
-        length = min(steps, max(-(-ROWS_AT_ONCE // rows), AT_ONCE // max(1, rows * sum(widths) * self.size)))
-        arrays, edges = {f"in_{k}": v for k, v in by_name.items()}, {}
         weights = {buffer: self._rows(xp, given[family], family, gates).T for buffer, family, gates, _ in plan.products}
-        for buffer, _, _, name in plan.products:
-            if cell.inputs[name].op == "constant":
-                arrays[buffer] = xp.matmul(by_name[name], weights[buffer])
-        for s, first in zip(cell.states, states):
+        before = [(buffer, arrays[f"in_{name}"], weights[buffer]) for buffer, _, _, name in plan.products]
+        for buffer, x, w in before:
+            if x.ndim == 2:  # constant: one product for all steps
+                arrays[buffer] = xp.matmul(x, w)
+        for s, first in zip(self.states, states):
             if s in plan.rolling:
-                arrays[plan.rolling[s]] = xp.copy(xp.ascontiguousarray(first))
+                arrays[plan.rolling[s]] = xp.copy(first)
             else:
                 edges[plan.sequences[s]] = xp.ascontiguousarray(first)
-        arrays |= {f"param_{k}": xp.ascontiguousarray(v) for k, v in given.items()}
-        passing = set(weights) - set(arrays) if not train else set()
+        before = [b for b in before if b[1].ndim == 3]
+        width = sum(w.shape[1] for _, _, w in before) * self.size
+        length = min(steps, max(-(-ROWS_AT_ONCE // rows), AT_ONCE // max(1, rows * width)))
+        passing = frozenset() if train else {buffer for buffer, _, _ in before}
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
                 arrays[name] = xp.empty(length if name in passing else steps, rows, b.width)
-        panels = compiled.pack(xp, given)
-        spans = [(a, min(a + length, steps)) for a in range(0, steps, length)]
-        for begin, end in reversed(spans) if reverse else spans:
-            for buffer, _, _, name in plan.products:
-                if cell.inputs[name].op == "input":
-                    x, out = by_name[name][begin:end], arrays[buffer]
-                    out = out[:end - begin] if buffer in passing else out[begin:end]
-                    xp.matmul(x.reshape(-1, x.shape[-1]), weights[buffer], out=out.reshape(-1, out.shape[-1]))
+        packed, panels = compiled.pack(xp, given)
+        begins = range(0, steps, length)
+        for begin in reversed(begins) if reverse else begins:
+            end = min(begin + length, steps)
+            for buffer, x, w in before:
+                out = arrays[buffer][:end - begin] if buffer in passing else arrays[buffer][begin:end]
+                xp.matmul(x[begin:end].reshape(-1, x.shape[2]), w, out=out.reshape(-1, w.shape[1]))
             self._call(compiled, xp, (begin, end), rows, arrays, edges, panels, reverse, passing)
             for name in plan.sequences.values():
                 edges[name] = arrays[name][begin if reverse else end - 1]
-        last = [arrays[plan.rolling[s]] if s in plan.rolling else xp.copy(edges[plan.sequences[s]]) for s in cell.states]
+        last = [arrays[plan.rolling[s]] if s in plan.rolling else xp.copy(edges[plan.sequences[s]]) for s in self.states]
         kept = [arrays[name] for name in self.kept] if train else []
-        return arrays[plan.sequences[cell.output]], last, kept
+        return arrays[plan.sequences[self.cell.output]], last, kept
+
+    def _given(self, xp, inputs: Sequence, parameters: Sequence) -> dict[str, Any]:
+        """The buffers that the caller gives."""
+        arrays = {name: xp.ascontiguousarray(x) for name, x in zip(self.inputs, inputs)}
+        return arrays | {f"param_{name}": p for name, p in zip(self.families, parameters)}
 
     def _call(self, compiled: _Compiled, xp, span: tuple[int, int], rows: int, arrays, edges, panels, from_end: bool,
               passing=frozenset()) -> None:
         """Run the turns of some steps; a `passing` buffer holds these steps only."""
-        described = []
-        for name, b in compiled.loop.buffers.items():
+        words = []
+        for name, moves, width in compiled.buffers:
             a = arrays[name]
             address, stride = xp.address(a), 0
-            if b.kind == "sequence" and a.ndim == 3:
+            if moves and a.ndim == 3:
+                stride = rows * width
                 begin = 0 if name in passing else span[0]
-                stride = rows * b.width * self.size
                 address += stride * (begin + (span[1] - span[0] - 1 if from_end else 0))
                 stride = -stride if from_end else stride
-            edge = edges.get(name)
-            described += address, stride, 0 if edge is None else xp.address(edge)
-        compiled.call(xp, span[1] - span[0], rows, described, panels)
+            words += address, stride, xp.address(edges[name]) if name in edges else 0
+        compiled.call(xp, span[1] - span[0], rows, words, panels)
 
     def _rows(self, xp, stacked, family: str, gates: list[str]):
         """Some row blocks of a stacked parameter, in the order asked for."""
@@ -256,33 +267,33 @@ class Kernel:
         upstream: gradient of the output or None; last: of each last state, or None. The kept buffers are overwritten.
         """
         plan, compiled = self._backward
-        cell, given = self.cell, dict(zip(self.cell.families, parameters))
+        parameters = [xp.ascontiguousarray(p) for p in parameters]
+        cell, given = self.cell, dict(zip(self.families, parameters))
         steps, rows = inputs[0].shape[:2]
-        by_name = {k: xp.ascontiguousarray(v) for k, v in zip(cell.inputs, inputs)}
-        first = {s: xp.ascontiguousarray(v) for s, v in zip(cell.states, states)}
-        arrays = {f"in_{k}": v for k, v in by_name.items()} | dict(zip(self.kept, kept))
-        arrays |= {f"seq_{cell.output}": output} | {f"param_{k}": xp.ascontiguousarray(v) for k, v in given.items()}
+        arrays = self._given(xp, inputs, parameters)
+        by_name = dict(zip(cell.inputs, arrays.values()))
+        first = {s: xp.ascontiguousarray(v) for s, v in zip(self.states, states)}
+        arrays |= zip(self.kept, kept)
+        arrays[f"seq_{cell.output}"] = output
         edges = {f"seq_{s}": v for s, v in first.items()}
-        self._upstream(xp, arrays, edges, upstream, dict(zip(cell.states, last)), rows, reverse)
-        starts = {f"d{s}": g for s, g in zip(cell.states, last) if g is not None and s != cell.output}
+        ends = dict(zip(self.states, last))
+        self._upstream(xp, arrays, edges, upstream, ends.pop(cell.output), rows, reverse)
         for e, name in plan.carried.items():
-            start = starts.get(e.attr) if e.op == "carry" else None
-            size = self.sizes[e.dims[0]] if e.dims else 1
-            arrays[name] = xp.zeros(rows, size) if start is None else xp.copy(xp.ascontiguousarray(start))
+            start = ends.get(e.attr[1:]) if e.op == "carry" else None
+            arrays[name] = xp.zeros(rows, compiled.loop.buffers[name].width) if start is None else xp.copy(start)
         for buffer, family, gates, name in self._training[0].products:
-            if self.cell.inputs[name].op == "constant":
-                w = self._rows(xp, given[family], family, gates)
-                arrays[buffer] = xp.matmul(by_name[name], w.T)
+            if cell.inputs[name].op == "constant":
+                arrays[buffer] = xp.matmul(by_name[name], self._rows(xp, given[family], family, gates).T)
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
                 arrays[name] = xp.empty(steps, rows, b.width)
-        panels = compiled.pack(xp, given)
+        packed, panels = compiled.pack(xp, given)
         self._call(compiled, xp, (0, steps), rows, arrays, edges, panels, not reverse)
         return self._products.gradients(xp, arrays, by_name, first, given, reverse, needs)
 
-    def _upstream(self, xp, arrays, edges, upstream, last, rows: int, reverse: bool) -> None:
-        """The gradient from outside: in the first turn it also holds that of the last state."""
-        end, at_end = last[self.cell.output], 0 if reverse else -1
+    def _upstream(self, xp, arrays, edges, upstream, end, rows: int, reverse: bool) -> None:
+        """The gradient from outside: in the first turn it also holds that of the last state, `end`."""
+        at_end = 0 if reverse else -1
         if upstream is None:
             size = self.sizes[self.cell.states[self.cell.output].dims[0]]
             arrays["upstream"] = xp.zeros(rows, size)  # the same rows of zeros in all turns

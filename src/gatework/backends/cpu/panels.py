@@ -11,14 +11,14 @@ UNROLL = 4    # steps of an inner product in one turn of its loop
 LINE = 64     # bytes that memory hands over at once
 FAR = 2       # lines of the next block that one step calls for: two tiles call for all of it
 NEAR = 1024   # bytes by which a block too large for that is called for as it is read
-MOST_NEXT = 1 << 19  # bytes of a block that may wait in the second cache beside the block at work
+MOST_NEXT = 1 << 18  # bytes of a block that may wait in the second cache beside the block at work
 
 
 def block_count(step: Pass, lanes: int) -> int:
     return -(-step.size // (step.vectors * lanes))
 
 
-def panel_values(loop: Loop, step: Pass, panel: Panel, lanes: int) -> int:
+def panel_values(step: Pass, panel: Panel, lanes: int) -> int:
     """How many values a packed panel holds."""
     return block_count(step, lanes) * panel.length * len(panel.slots) * step.vectors * lanes
 

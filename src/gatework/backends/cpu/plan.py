@@ -314,7 +314,7 @@ def plan_backward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_v
     layout.given()
     layout.before()
     following = {cell.next[s]: s for s in scan.stored}
-    plan = schedule([*backward.emitted, *backward.carried.values()], {*scan.saved, *following})
+    plan = schedule([*backward.emitted, *map(_computed, backward.carried.values())], {*scan.saved, *following})
     for name, b in forward.loop.buffers.items():
         if b.kind == "sequence" and name.startswith(("pre_", "kept_")):
             layout.buffers[name] = b

@@ -1,0 +1,84 @@
+"""What README and docs say is so: their code runs, their commands and links exist."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from gatework.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(<!-- no-test -->\n)?^```(\w+)\n(.*?)^```$", re.M | re.S)
+
+
+def blocks(page: Path) -> list[tuple[int, str, str]]:
+    """(line, language, content) of the code blocks of a page, without those marked no-test."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, m.start(3)) + 1, m[2], m[3]) for m in BLOCK.finditer(text) if not m[1]]
+
+
+def commands(page: Path) -> list[str]:
+    return [line for _, language, content in blocks(page) if language == "sh" for line in content.splitlines()]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b[1] == "python" for b in blocks(p))], ids=name_of)
+def test_every_python_block_runs_and_prints_what_the_text_block_after_it_says(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace: dict = {}
+    printed = None
+    for line, language, content in blocks(page):
+        print(f"at {name_of(page)}:{line}")  # pytest shows it where a block fails
+        if language == "python":
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output):
+                exec(compile(content, "my_cells.py", "exec"), namespace)
+            printed = output.getvalue()
+        elif language == "text":
+            assert printed == content
+        if language != "python":
+            printed = None
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "write_a_cell.md"], ids=name_of)
+def test_the_pages_that_teach_show_code(page):
+    assert [language for _, language, _ in blocks(page)].count("python") >= 2
+
+
+@pytest.mark.parametrize(("page", "command"), [(p, c) for p in PAGES for c in commands(p)],
+                         ids=lambda v: name_of(v) if isinstance(v, Path) else v)
+def test_every_shell_command_names_what_exists(page, command):
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+        assert arguments
+        assert set(arguments) <= set(targets)
+    elif program == "gatework":
+        app.parse_args(arguments, exit_on_error=False, print_error=False)  # raises for an unknown verb or option
+    else:
+        assert [program, *arguments[:2]] == ["pip", "install", "-e"]
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(re.search(r"\[(.*)\]", arguments[2])[1].split(",")) <= extras.keys()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_lead_to_files_of_the_project(page):
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_lists_the_whole_catalogue():
+    files = {p.stem for p in (ROOT / "src" / "gatework" / "cells").glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)) >= files
