@@ -7,7 +7,7 @@ registered operator `gatework::scan`, which the compiler sees as one node and ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import NoReturn
 
 import torch
@@ -71,13 +71,14 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
         # The loop keeps the precision of its parameters: a state that is carried on does not forgive rounding.
         with torch.autocast(inputs[0].device.type, enabled=False):
             dtype = parameters[0].dtype
-            return scan(cell, [x.to(dtype) for x in inputs], [s.to(dtype) for s in states], parameters, reverse, backend)
+            inputs, states = [x.to(dtype) for x in inputs], [s.to(dtype) for s in states]
+            return scan(cell, inputs, states, parameters, reverse, backend)
     _check(cell, inputs, states, parameters)
     like = inputs[0]
     fused = like.device.type == "cpu" and like.dtype in _FUSED
     if backend == "cpu" and not fused:
-        raise ValueError(f'backend="cpu" serves float32 and float64 on the CPU; given was {like.dtype} on {like.device}. '
-                         'Use backend="auto" or "reference"')
+        raise ValueError(f'backend="cpu" serves float32 and float64 on the CPU; given was {like.dtype} on '
+                         f'{like.device}. Use backend="auto" or "reference"')
     if backend == "reference" or not fused:
         output, last, _ = reference.run(cell, inputs, states, parameters, reverse)
         return output, last
@@ -91,8 +92,8 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         output, *last = _Scan.apply(name, reverse, *tensors)
         return output, last
-    output, last, _ = _kernel(cell, inputs, states, parameters).forward(Torch(like), inputs, states, parameters, reverse,
-                                                                        False)
+    k = _kernel(cell, inputs, states, parameters)
+    output, last, _ = k.forward(Torch(like), inputs, states, parameters, reverse, train=False)
     return output, last
 
 
@@ -115,8 +116,8 @@ def _refuse(cell: Cell, inputs, states, parameters) -> NoReturn:
              *zip((f"parameter {n}" for n in cell.families), parameters)]
     like = parameters[0]
     what, t = next((what, t) for what, t in named if (t.dtype, t.device) != (like.dtype, like.device))
-    raise TypeError(f"{what} of {cell.name} is {t.dtype} on {t.device}, its parameters are {like.dtype} on {like.device}; "
-                    "bring both together with .to(...)")
+    raise TypeError(f"{what} of {cell.name} is {t.dtype} on {t.device}, its parameters are {like.dtype} on "
+                    f"{like.device}; bring both together with .to(...)")
 
 
 def _kernel(cell: Cell, inputs, states, parameters) -> Kernel:
@@ -124,7 +125,7 @@ def _kernel(cell: Cell, inputs, states, parameters) -> Kernel:
     return _kernel_of_shapes(cell, shapes, inputs[0].dtype, target())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernel_of_shapes(cell: Cell, shapes: tuple, dtype: torch.dtype, _: Target) -> Kernel:
     vectors, matrices = shapes[:-len(cell.families)], shapes[-len(cell.families):]
     sizes = {e.dims[0]: n for e, n in zip([*cell.inputs.values(), *cell.states.values()], vectors)}
@@ -164,7 +165,8 @@ class _Scan(torch.autograd.Function):
             kept = [k.clone() for k in kept]  # another backward pass may follow, and this one writes over them
         parts = _parts(cell, tensors)
         needs = ctx.needs_input_grad[2:]
-        gradients = _kernel(cell, *parts).backward(Torch(output), upstream, last, *parts, output, kept, ctx.reverse, needs)
+        gradients = _kernel(cell, *parts).backward(Torch(output), upstream, last, *parts, output, kept, ctx.reverse,
+                                                   needs)
         return None, None, *gradients
 
 
@@ -173,8 +175,8 @@ class _Scan(torch.autograd.Function):
 _library = torch.library.Library("gatework", "DEF")
 _library.define("scan(str cell, Tensor[] inputs, Tensor[] states, Tensor[] parameters, bool reverse, bool train)"
                 " -> Tensor[]")
-_library.define("scan_backward(str cell, Tensor? upstream, Tensor?[] last, Tensor[] tensors, Tensor output, Tensor[] kept,"
-                " bool reverse, bool[] needs) -> Tensor[]")
+_library.define("scan_backward(str cell, Tensor? upstream, Tensor?[] last, Tensor[] tensors, Tensor output,"
+                " Tensor[] kept, bool reverse, bool[] needs) -> Tensor[]")
 
 
 @torch.library.impl("gatework::scan", "CPU", lib=_library)

@@ -301,6 +301,8 @@ def check(cell: Cell) -> None:
     for key, e in cell.record.items():
         if len(e.dims) > 1:
             raise CellError(f"{where}: recorded value {key} of {name} is a matrix; only vectors can be recorded")
+    if not cell.families:
+        raise CellError(f"{where}: {name} has no parameter, so there is nothing to learn; add one, such as U: Matrix")
     used = set(order(cell.next.values()))
     for key, e in cell.inputs.items():
         if e not in used:

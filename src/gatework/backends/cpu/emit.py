@@ -10,11 +10,22 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 
 from ...compiler.expr import Expr, number
 from .ir import Function, Module
 from .maths import OPERATIONS
-from .panels import LINE, NEAR, ahead_lines, block_count, calls_next_block, inner_name, operand_width, write_inner_products, write_packing
+from .panels import (
+    LINE,
+    NEAR,
+    ahead_lines,
+    block_count,
+    calls_next_block,
+    inner_name,
+    operand_width,
+    write_inner_products,
+    write_packing,
+)
 from .plan import Loop, Panel, Pass, Place
 from .schedule import is_invariant
 from .target import Target
@@ -257,14 +268,16 @@ class _Kernel:
             here, there = f.at(start, done * across), f.at(ahead, done * lines)
             done += run.length
 
-            def call(rows: int, blocks: int) -> None:
-                f.line(f"call void @{inner_name(panel, rows, blocks, stride)}(ptr {operand}, ptr {here}, i64 {length}, "
+            self._call_variant(step, rows, blocks, [
+                (r, b, f"call void @{inner_name(panel, r, b, stride)}(ptr {operand}, ptr {here}, i64 {length}, "
                        f"i1 {'true' if k else 'false'}, ptr %tile, ptr {there})")
+                for r in range(1, step.rows + 1) for b in sorted({1, step.wide.get(r, 1)})])
 
-            # 100 x blocks + rows names the variant
-            variant = f.integer("add", f.integer("mul", blocks, 100), rows)
-            f.choose(variant, {100 * b + r: (lambda r=r, b=b: call(r, b))
-                               for r in range(1, step.rows + 1) for b in sorted({1, step.wide.get(r, 1)})})
+    def _call_variant(self, step: Pass, rows: str, blocks: str, calls: list[tuple[int, int, str]]) -> None:
+        """Make the call that is written for this many rows and blocks."""
+        f = self.f
+        selector = f.integer("add", f.integer("mul", blocks, step.rows + 1), rows)
+        f.choose(selector, {b * (step.rows + 1) + r: partial(f.line, call) for r, b, call in calls})
 
     def _prefetch(self, step: Pass, block: str, first: str, rows: str) -> None:
         """Call for the sequences that the equations read and write, while the inner products run.
@@ -338,7 +351,9 @@ class _Kernel:
 
     def _compute(self, step: Pass, e: Expr, env: dict[Expr, str], row: str, unit: str, valid: int | None) -> None:
         if e.op == "sum":
-            env[e] = self.f.total(self.f.load(self._scratch(e, row)))
+            place = self._scratch(e, row)
+            env[e] = self.f.total(self.f.load(place))
+            self.f.store(env[e], place)  # later stages read it there
             return
         args = [self._value(a, env, row, unit, valid) for a in e.args]
         env[e] = OPERATIONS[e.op](self.f, *args)

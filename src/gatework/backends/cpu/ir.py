@@ -183,7 +183,8 @@ class Function:
         m = self.module
         if valid is None:
             return value
-        return self.value(f"select <{m.lanes} x i1> {self._mask(valid)}, {m.vector} {value}, {m.vector} zeroinitializer")
+        return self.value(f"select <{m.lanes} x i1> {self._mask(valid)}, {m.vector} {value}, "
+                          f"{m.vector} zeroinitializer")
 
     def spread(self, scalar: str) -> str:
         m = self.module

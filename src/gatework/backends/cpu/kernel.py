@@ -6,9 +6,8 @@ Arrays are numpy's or torch's: all that is asked of them is in `Numpy` and its t
 from __future__ import annotations
 
 import ctypes
-import itertools
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -224,7 +223,8 @@ class Kernel:
             self._call(compiled, xp, (begin, end), rows, arrays, edges, panels, reverse, passing)
             for name in plan.sequences.values():
                 edges[name] = arrays[name][begin if reverse else end - 1]
-        last = [arrays[plan.rolling[s]] if s in plan.rolling else xp.copy(edges[plan.sequences[s]]) for s in self.states]
+        last = [arrays[plan.rolling[s]] if s in plan.rolling else xp.copy(edges[plan.sequences[s]])
+                for s in self.states]
         kept = [arrays[name] for name in self.kept] if train else []
         return arrays[plan.sequences[self.cell.output]], last, kept
 
@@ -304,7 +304,7 @@ class Kernel:
         edges["upstream"] = here if end is None else xp.ascontiguousarray(here + end)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernel(cell: Cell, sizes: tuple[tuple[str, int], ...], bytes_per_value: int, machine: Target) -> Kernel:
     return Kernel(split(cell), dict(sizes), bytes_per_value, machine)
 

@@ -73,7 +73,8 @@ def _power_of_two(f: Function, n: str) -> str:
 
 def _quotient(f: Function, a: str, b: str) -> str:
     """a / b for b between 1 and 1e38, where an estimate and one Newton step may replace the slow division."""
-    return f.arithmetic("fdiv", a, b, "arcp ninf contract" if f.module.target.fast_division and f.module.size == 4 else "")
+    fast = f.module.target.fast_division and f.module.size == 4
+    return f.arithmetic("fdiv", a, b, "arcp ninf contract" if fast else "")
 
 
 def exp(f: Function, x: str) -> str:

@@ -24,7 +24,7 @@ def panel_values(step: Pass, panel: Panel, lanes: int) -> int:
 
 
 def calls_next_block(module: Module, step: Pass, panel: Panel) -> bool:
-    """Whether inner products call for the next block of the panel (from the third cache), or for what they read soon."""
+    """Whether inner products call for the next block of the panel (from the third cache), or for what comes soon."""
     return panel.length * len(panel.slots) * step.vectors * module.target.bits // 8 <= MOST_NEXT
 
 

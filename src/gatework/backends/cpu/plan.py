@@ -6,6 +6,7 @@ Several values of one size share a buffer, side by side, so that a product outsi
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
 from ...compiler import Scan
@@ -25,7 +26,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value lies. In the turn that `edge` names ("first", "last"), a second address stands in for the buffer."""
+    """Where a value lies. In the turn that `edge` names ("first", "last") a second address stands in for the buffer."""
 
     buffer: str
     offset: int
@@ -271,9 +272,9 @@ class _Layout:
         loop.buffers = {n: b for n, b in self.buffers.items() if n in used}
 
 
-def _computed(e: Expr) -> Expr:
-    """A value that a loop writes must be one that it computes."""
-    return node("copy", e, dims=e.dims) if e.is_leaf else e
+def _computed(e: Expr, given: Set[Expr] = frozenset()) -> Expr:
+    """A value that a loop writes must be one that it computes, no leaf and none of those that it is given."""
+    return node("copy", e, dims=e.dims) if e.is_leaf or e in given else e
 
 
 def plan_forward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_value: int, train: bool) -> Forward:
@@ -283,7 +284,8 @@ def plan_forward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_va
     layout.given()
     products = layout.before()
     saved = list(scan.saved) if train else []
-    plan = schedule([*(_computed(cell.next[s]) for s in cell.states), *saved], set(scan.before))
+    given = set(scan.before)
+    plan = schedule([*(_computed(cell.next[s]) for s in cell.states), *(_computed(e, given) for e in saved)], given)
     following = dict(zip(cell.states, plan.roots))
     sequences, rolling = {}, {}
     for s, e in cell.states.items():
@@ -307,7 +309,8 @@ def plan_forward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_va
     return Forward(layout.finish(plan), products, places, sequences, rolling)
 
 
-def plan_backward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_value: int, forward: Forward) -> Backward:
+def plan_backward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_value: int,
+                  forward: Forward) -> Backward:
     """Lay out the backward loop: gradients lie over the kept values that they are made from."""
     cell, backward = scan.cell, scan.backward
     layout = _Layout(scan, sizes, target, bytes_per_value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import llvmlite.binding as llvm
 
@@ -44,7 +44,7 @@ def _known(cpu: str, features: dict[str, bool]) -> dict[str, Target]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _host() -> dict[str, Target]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()

@@ -17,11 +17,12 @@ from .target import target
 
 # What a kernel is called with: its arguments; rows; scratch of its own and of all; its number in a team that shares the
 # work on the same rows, the size of that team (1: nobody shares), and the point where it meets.
-SIGNATURE = ["ptr %arguments", "i64 %first", "i64 %rows", "ptr %tile", "ptr %shared", "i64 %me", "i64 %all", "ptr %point"]
+SIGNATURE = ["ptr %arguments", "i64 %first", "i64 %rows", "ptr %tile", "ptr %shared", "i64 %me", "i64 %all",
+             "ptr %point"]
 
-# Words of a task: kernel, arguments, omp_get_thread_num, omp_get_num_threads, parts, meeting point, then per part: first
-# row, rows, scratch of its own, scratch of all. With a meeting point every member takes the rows of part 0 and the
-# scratch of the part of its number; else each takes every n-th part.
+# Words of a task: kernel, arguments, omp_get_thread_num, omp_get_num_threads, parts, meeting point, then per part:
+# first row, rows, scratch of its own, scratch of all. With a meeting point every member takes the rows of part 0 and
+# the scratch of the part of its number; else each takes every n-th part.
 _MEMBER = """
 define void @member(ptr %task) nounwind {
 entry:
@@ -79,7 +80,8 @@ def _after_fork() -> None:
     _pool, _pool_size, _forked = None, 0, True
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def share(rows: int, threads: int) -> list[tuple[int, int]]:
@@ -91,7 +93,7 @@ def share(rows: int, threads: int) -> list[tuple[int, int]]:
 
 @cache
 def _team() -> tuple | None:
-    """(the call that starts a team, its member function, the two questions a member asks) of the loaded OpenMP runtime."""
+    """Of the loaded OpenMP runtime: the call that starts a team, its member function, what a member asks."""
     try:
         with open("/proc/self/maps") as maps:
             loaded = {line.split()[-1] for line in maps if "omp" in os.path.basename(line.split()[-1])}

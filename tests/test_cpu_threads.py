@@ -1,0 +1,132 @@
+"""The kernels of the CPU backend under threads and in pieces: the same bits, however the work is shared."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from examples import CELLS, Example, assert_same_bits
+
+from gatework import autograd
+from gatework.backends.cpu import kernel, threads
+
+STEPS, INPUT, HIDDEN = 4, 1, 37
+COUNTS = [1, 2, 3]
+
+
+def name_of(cell) -> str:
+    return cell.name
+
+
+@pytest.fixture
+def restore_threads():
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+def loops(example: Example, count: int, reverse: bool = False) -> dict[str, torch.Tensor]:
+    """What the loops write, with this many threads: states, and gradients of states; no product of BLAS is behind it.
+
+    The products before the loop have one term each (the input has one feature), those after it are left out.
+    """
+    torch.set_num_threads(count)
+    parts = (example.inputs, example.states, example.parameters)
+    k = kernel.kernel_for(example.cell, example.sizes, example.inputs[0].element_size())
+    output, last, kept = k.forward(autograd.Torch(example.inputs[0]), *parts, reverse, True)
+    found = {"output": output.clone()} | {f"last {n}": v.clone() for n, v in enumerate(last)}
+    found |= {f"kept {n}": v.clone() for n, v in enumerate(kept)}
+    k.backward(autograd.Torch(output), example.upstream[0], example.upstream[1:], *parts, output, kept, reverse,
+               [False] * len(example.tensors))
+    return found | {f"emitted {n}": v for n, v in enumerate(kept)}  # the backward loop writes over what was kept
+
+
+@pytest.fixture
+def share_rows(monkeypatch):
+    monkeypatch.setattr(kernel, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(kernel, "WORTH_A_MEETING", 1 << 60)
+
+
+@pytest.fixture
+def share_units(monkeypatch):
+    monkeypatch.setattr(kernel, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(kernel, "WORTH_A_MEETING", 0)
+    monkeypatch.setattr(kernel, "MOST_PANEL", 0)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The numbers of parts and the ways of sharing of all calls."""
+    seen, run = set(), threads.run
+
+    def spy(code, arguments, parts, together=False):
+        seen.add((len(parts), together))
+        run(code, arguments, parts, together)
+
+    monkeypatch.setattr(threads, "run", spy)
+    return seen
+
+
+@pytest.mark.usefixtures("restore_threads", "share_rows")
+@pytest.mark.parametrize("B", [1, 2, 3, 20])
+@pytest.mark.parametrize("cell", CELLS, ids=name_of)
+def test_threads_that_share_rows_write_the_same_bits(cell, B, taken):
+    example = Example(cell, STEPS, B, INPUT, HIDDEN)
+    expected = loops(example, 1)
+    for count in COUNTS[1:]:
+        taken.clear()
+        assert_same_bits(loops(example, count), expected)
+        assert {parts for parts, _ in taken} >= {min(B, count)}
+        assert not any(together for _, together in taken)
+
+
+@pytest.mark.usefixtures("restore_threads", "share_units")
+@pytest.mark.parametrize("B", [1, 2, 3, 20])
+@pytest.mark.parametrize("cell", CELLS, ids=name_of)
+def test_threads_that_share_units_write_the_same_bits(cell, B, taken):
+    example = Example(cell, STEPS, B, INPUT, HIDDEN)
+    expected = loops(example, 1)
+    for count in COUNTS[1:]:
+        taken.clear()
+        assert_same_bits(loops(example, count), expected)
+        # One thread adds up a sum over features, and the projection to 7 is a single block: those loops share rows.
+        assert threads.has_team()
+        assert ((count, True) in taken) == (cell.name not in {"normalised", "projected_lstm"})
+
+
+@pytest.mark.usefixtures("restore_threads", "share_rows")
+@pytest.mark.parametrize("cell", CELLS, ids=name_of)
+def test_python_threads_write_the_same_bits_as_one_thread(cell, monkeypatch):
+    example = Example(cell, STEPS, 5, INPUT, HIDDEN)
+    expected = loops(example, 1)
+    monkeypatch.setattr(threads, "_team", lambda: None)
+    for count in COUNTS[1:]:
+        assert_same_bits(loops(example, count), expected)
+
+
+@pytest.mark.usefixtures("restore_threads", "share_units")
+def test_more_threads_than_cores_and_than_blocks_of_units_write_the_same_bits():
+    example = Example(CELLS[0], 40, 3, INPUT, HIDDEN)
+    expected = loops(example, 1)
+    for count in (4, 7):
+        assert_same_bits(loops(example, count), expected)
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell", CELLS, ids=name_of)
+def test_a_sequence_in_pieces_gives_the_same_bits_as_in_one(cell, reverse, train, monkeypatch):
+    example = Example(cell, 7, 3, INPUT, HIDDEN)
+    torch.set_num_threads(1)
+
+    def run():
+        k = kernel.kernel_for(cell, example.sizes, 8)
+        output, last, kept = k.forward(autograd.Torch(example.inputs[0]), example.inputs, example.states,
+                                       example.parameters, reverse, train)
+        return dict(enumerate([output, *last, *kept]))
+
+    expected = run()
+    for rows in (3, 6, 9):  # one step at a time, two (and one at the end), three
+        monkeypatch.setattr(kernel, "AT_ONCE", 64)
+        monkeypatch.setattr(kernel, "ROWS_AT_ONCE", rows)
+        assert_same_bits(run(), expected)
