@@ -172,23 +172,33 @@ def _pack_columns(f: Function, step: Pass, matrix: str, unit: str, target: str, 
 
     def write(valid: int) -> None:
         first = f.at(matrix, f.integer("mul", unit, length * m.size))
-        squares = length - length % lanes
-        with f.loop("0", squares, lanes) as k:
+        if length < lanes:
+            _one_by_one(f, first, valid, length, target, stride)
+            return
+        # The last square ends with the row, and overlaps the one before where the lanes do not divide it.
+        with f.loop("0", -(-length // lanes)) as square:
+            k = f.integer("mul", square, lanes)
+            inside = f.value(f"icmp sle i64 {k}, {length - lanes}")
+            k = f.value(f"select i1 {inside}, i64 {k}, i64 {length - lanes}")
             corner = f.at(first, f.integer("mul", k, m.size))
             rows = [f.load(f.at(corner, lane * length * m.size)) for lane in range(valid)]
             rows += ["zeroinitializer"] * (lanes - valid)
             out = f.at(target, f.integer("mul", k, stride))
             for j, column in enumerate(_turned_over(f, rows)):
                 f.store(column, f.at(out, j * stride))
-        with f.loop(squares, length) as k:
-            corner = f.at(first, f.integer("mul", k, m.size))
-            value = "zeroinitializer"
-            for lane in range(valid):
-                x = f.value(f"load {m.scalar}, ptr {f.at(corner, lane * length * m.size)}, align {m.size}")
-                value = f.value(f"insertelement {m.vector} {value}, {m.scalar} {x}, i64 {lane}")
-            f.store(value, f.at(target, f.integer("mul", k, stride)))
 
     _by_fullness(f, unit, step.size, write)
+
+
+def _one_by_one(f: Function, first: str, valid: int, length: int, target: str, stride: int) -> None:
+    m = f.module
+    with f.loop("0", length) as k:
+        corner = f.at(first, f.integer("mul", k, m.size))
+        value = "zeroinitializer"
+        for lane in range(valid):
+            x = f.value(f"load {m.scalar}, ptr {f.at(corner, lane * length * m.size)}, align {m.size}")
+            value = f.value(f"insertelement {m.vector} {value}, {m.scalar} {x}, i64 {lane}")
+        f.store(value, f.at(target, f.integer("mul", k, stride)))
 
 
 def _turned_over(f: Function, rows: list[str]) -> list[str]:
