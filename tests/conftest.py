@@ -1,4 +1,4 @@
-"""Golden files: the texts that stages of the compiler are compared with."""
+"""Fixtures: golden files, which stages of the compiler are compared with, and a small trained language model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from language_models import REFERENCE
+
+from gatework.recipes.language_model import train
+from gatework.recipes.settings import LanguageModelSettings
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -27,3 +32,31 @@ def golden(request):
         assert path.exists(), f"{name} is missing; write it with: pytest tests/test_text.py --update-golden"
         assert text + "\n" == path.read_text(encoding="utf-8"), f"if {name} should change: pytest --update-golden"
     return compare
+
+
+@pytest.fixture
+def float64():
+    threads = torch.get_num_threads()
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(REFERENCE[:600], encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with a model of 30000 characters of real text, and that text."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(REFERENCE[:30000], encoding="utf-8")
+    settings = LanguageModelSettings(cell="peephole_lstm", hidden=48, embedding=16, epochs=4, batch_size=16, seq_len=32,
+                                     learning_rate=0.02)
+    train(folder / "text.txt", settings, folder / "model")
+    return folder / "model", folder / "text.txt"

@@ -186,7 +186,8 @@ def test_a_gradient_that_nobody_needs_costs_no_product(cell):
     def backward(needs) -> tuple[list, int]:
         output, _, kept = k.forward(autograd.Torch(example.inputs[0]), *parts, False, True)
         Counting.products = 0
-        made = k.backward(Counting(output), example.upstream[0], example.upstream[1:], *parts, output, kept, False, needs)
+        upstream, *last = example.upstream
+        made = k.backward(Counting(output), upstream, last, *parts, output, kept, False, needs)
         return made, Counting.products
 
     everything, most = backward([True] * len(example.tensors))

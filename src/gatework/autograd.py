@@ -121,18 +121,22 @@ def _refuse(cell: Cell, inputs, states, parameters) -> NoReturn:
 
 
 def _kernel(cell: Cell, inputs, states, parameters) -> Kernel:
-    shapes = (*[t.shape[-1] for t in inputs], *[t.shape[-1] for t in states], *[t.shape for t in parameters])
-    return _kernel_of_shapes(cell, shapes, inputs[0].dtype, target())
+    return _kernel_of_shapes(cell, tuple(_shapes(inputs, states, parameters)), inputs[0].dtype, target())
+
+
+def _shapes(inputs, states, parameters) -> list[int]:
+    """The features of every tensor, and the rows of every parameter; no steps and no rows of a batch."""
+    return [*[t.shape[-1] for t in inputs], *[t.shape[-1] for t in states], *[n for t in parameters for n in t.shape]]
 
 
 @cache
-def _kernel_of_shapes(cell: Cell, shapes: tuple, dtype: torch.dtype, _: Target) -> Kernel:
-    vectors, matrices = shapes[:-len(cell.families)], shapes[-len(cell.families):]
-    sizes = {e.dims[0]: n for e, n in zip([*cell.inputs.values(), *cell.states.values()], vectors)}
-    for family, shape in zip(cell.families.values(), matrices):
-        sizes[family.rows] = shape[0] // len(family.gates)
+def _kernel_of_shapes(cell: Cell, shapes: tuple[int, ...], dtype: torch.dtype, _: Target) -> Kernel:
+    left = iter(shapes)
+    sizes = {e.dims[0]: next(left) for e in (*cell.inputs.values(), *cell.states.values())}
+    for family in cell.families.values():
+        sizes[family.rows] = next(left) // len(family.gates)
         if family.columns:
-            sizes[family.columns] = shape[1]
+            sizes[family.columns] = next(left)
     return kernel_for(cell, sizes, _FUSED[dtype])
 
 
@@ -190,7 +194,9 @@ def _scan_cpu(name, inputs, states, parameters, reverse, train):
 def _scan_shapes(name, inputs, states, parameters, reverse, train):
     cell, x = _cells[name], inputs[0]
     steps, rows = x.shape[:2]
-    k = _kernel(cell, inputs, states, parameters)
+    # The compiler may leave any size open: those of features are fixed here.
+    shapes = tuple(map(int, _shapes(inputs, states, parameters)))
+    k = _kernel_of_shapes(cell, shapes, x.dtype, target())
     kept = [x.new_empty(steps, rows, k.kept_width(n)) for n in k.kept] if train else []
     first = states[list(cell.states).index(cell.output)]
     return [x.new_empty(steps, rows, first.shape[1]), *(s.new_empty(s.shape) for s in states), *kept]

@@ -49,7 +49,7 @@ def _cut(f: Function, x: str, low: float, high: float) -> str:
 def _reduce(f: Function, x: str, factor: float = 1.0, exact: bool = False) -> tuple[str, str]:
     """Return (bits that hold the whole number n in their low end, exp(r) - 1) with factor * x = n ln(2) + r.
 
-    `factor` is 1, 2 or -1. Without `exact` float32 takes ln(2) in one piece, 2e-9 off: up to 2e-7 of the result, where
+    `factor` is 1, 2 or -1. Without `exact` float32 takes ln(2) in one piece, 2e-9 off: a few 1e-7 of the result, where
     it is so large or small that a sigmoid or tanh of it no longer changes.
     """
     k = FORMATS[f.module.size]

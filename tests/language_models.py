@@ -1,0 +1,19 @@
+"""A text, settings and a hostile object for the tests of the language-model recipe; the fixtures are in conftest."""
+
+from pydoc_data.topics import topics
+
+from gatework.recipes.settings import LanguageModelSettings
+
+REFERENCE = "\n\n".join(topics.values())
+TINY = LanguageModelSettings(cell="gru", hidden=8, layers=2, embedding=4, dropout=0.3, epochs=3, batch_size=4,
+                             seq_len=30)
+
+
+class Payload:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
