@@ -23,7 +23,7 @@ def first_call(name: str) -> dict:
     import torch
     from own_cell import leaky_memory
 
-    import gatework
+    import gatework.nn
     torch.set_num_threads(2)
     T, B, I, H = FIRST_CALL_SIZES
     x = torch.randn(T, B, I, requires_grad=True)

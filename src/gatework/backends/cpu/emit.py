@@ -269,8 +269,8 @@ class _Kernel:
             done += run.length
 
             self._call_variant(step, rows, blocks, [
-                (r, b, f"call void @{inner_name(panel, r, b, stride)}(ptr {operand}, ptr {here}, i64 {length}, "
-                       f"i1 {'true' if k else 'false'}, ptr %tile, ptr {there})")
+                (r, b, f"call void @{inner_name(self.m, step, panel, r, b, stride)}(ptr {operand}, ptr {here}, "
+                       f"i64 {length}, i1 {'true' if k else 'false'}, ptr %tile, ptr {there})")
                 for r in range(1, step.rows + 1) for b in sorted({1, step.wide.get(r, 1)})])
 
     def _call_variant(self, step: Pass, rows: str, blocks: str, calls: list[tuple[int, int, str]]) -> None:

@@ -22,6 +22,7 @@ class Module:
         self.integers = f"<{self.lanes} x {self.integer}>"
         self.suffix = f"v{self.lanes}f{8 * size}"
         self.functions: list[str] = []
+        self.names: set[str] = set()
         self.declared: dict[str, None] = {}
 
     def text(self) -> str:
@@ -37,6 +38,7 @@ class Function:
     def __init__(self, module: Module, name: str, arguments: list[str], internal: bool = True,
                  separate: bool = False):
         self.module, self.name = module, name
+        module.names.add(name)
         self.head = (f"define {'internal ' if internal else ''}void @{name}({', '.join(arguments)}) #0 "
                      f"{'noinline ' if separate else ''}{{")
         self.slots: list[str] = []

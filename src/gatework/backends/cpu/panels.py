@@ -7,7 +7,7 @@ from .ir import Function, Module
 from .plan import Loop, Panel, Pass, Place
 from .threads import SIGNATURE
 
-UNROLL = 4    # steps of an inner product in one turn of its loop
+UNROLL = 2    # steps of an inner product in one turn of its loop
 LINE = 64     # bytes that memory hands over at once
 FAR = 2       # lines of the next block that one step calls for: two tiles call for all of it
 NEAR = 1024   # bytes by which a block too large for that is called for as it is read
@@ -37,9 +37,8 @@ def ahead_lines(module: Module, step: Pass, panel: Panel) -> int:
 
 def write_inner_products(module: Module, loop: Loop, step: Pass, panel: Panel) -> None:
     for rows in range(1, step.rows + 1):
-        for blocks in {1, step.wide.get(rows, 1)}:
-            strides = {operand_width(loop, r.source) for r in panel.runs}
-            for stride in strides:
+        for blocks in sorted({1, step.wide.get(rows, 1)}):
+            for stride in sorted({operand_width(loop, r.source) for r in panel.runs}):
                 _write_inner_product(module, step, panel, rows, blocks, stride)
 
 
@@ -48,13 +47,26 @@ def operand_width(loop: Loop, source: Place | Expr) -> int:
     return loop.buffers[source.buffer].width if isinstance(source, Place) else loop.scratch_row
 
 
-def inner_name(panel: Panel, rows: int, blocks: int, stride: int) -> str:
-    return f"dot_{panel.name}_{rows}x{blocks}_{stride}"
+def inner_name(module: Module, step: Pass, panel: Panel, rows: int, blocks: int, stride: int) -> str:
+    """Named by all that its code depends on: panels of one shape share it."""
+    slots = "".join(f"{slot}{'b' if begun else ''}_" for slot, begun in zip(panel.slots, panel.begun))
+    marks = ["m" * (len(panel.runs) > 1), "o" * _is_odd(panel), "f" * calls_next_block(module, step, panel)]
+    length = f"_{panel.length}" if blocks > 1 else ""
+    return (f"dot_{slots}of{len(step.stage.products)}x{step.vectors}_{rows}of{step.rows}x{blocks}_{stride}{length}"
+            f"_{''.join(marks)}")
+
+
+def _is_odd(panel: Panel) -> bool:
+    """Whether a run has steps left over from the unrolled ones."""
+    return any(run.length % UNROLL for run in panel.runs)
 
 
 def _write_inner_product(module: Module, step: Pass, panel: Panel, rows: int, blocks: int, stride: int) -> None:
     """acc[block][row][slot][vector] (+)= sum over k of operand[row][k] * panel[block][k][slot][vector]."""
-    f = Function(module, inner_name(panel, rows, blocks, stride),
+    name = inner_name(module, step, panel, rows, blocks, stride)
+    if name in module.names:
+        return
+    f = Function(module, name,
                  ["ptr %operand", "ptr %panel", "i64 %length", "i1 %more", "ptr %acc", "ptr %ahead"], separate=True)
     vector, across = module.lanes * module.size, len(panel.slots) * step.vectors
     block_stride = panel.length * across * vector
@@ -112,8 +124,9 @@ def _write_inner_product(module: Module, step: Pass, panel: Panel, rows: int, bl
     with f.loop("0", whole, UNROLL) as k:
         for u in range(UNROLL):
             turn(f.integer("add", k, u))
-    with f.loop(whole, "%length") as k:
-        turn(k)
+    if _is_odd(panel):
+        with f.loop(whole, "%length") as k:
+            turn(k)
     for key, offset in where.items():
         f.store(f.value(f"load {module.vector}, ptr {acc[key]}"), f.at("%acc", offset))
     f.finish()
@@ -128,13 +141,16 @@ def write_packing(module: Module, loop: Loop, step: Pass, panel: Panel) -> None:
         at_block = f.at("%shared", f.integer("mul", block, panel.length * across * lanes * size))
         k0 = 0
         for number, (length, matrices) in enumerate(panel.pieces):
-            for j, (_, _, flag) in enumerate(matrices):
-                matrix = f.load_word("%arguments", number * len(panel.slots) + j, "ptr")
-                for v in range(step.vectors):
-                    unit = f.integer("add", f.integer("mul", block, step.vectors * lanes), v * lanes)
-                    column = (k0 * across + j * step.vectors + v) * lanes * size
-                    pack = _pack_columns if flag == "N" else _pack_rows
-                    pack(f, step, matrix, unit, f.at(at_block, column), length, across * lanes * size)
+            # the matrices of one operand are all taken as they are, or all transposed
+            pack = _pack_columns if matrices[0][2] == "N" else _pack_rows
+            with f.loop("0", across) as column:  # of a panel row: slots, and in each its vectors
+                slot = f.integer("add", f.integer("sdiv", column, step.vectors), number * len(panel.slots))
+                matrix = f.value(f"load ptr, ptr {f.at('%arguments', f.integer('mul', slot, 8))}")
+                vector = f.integer("srem", column, step.vectors)
+                vector = f.integer("add", f.integer("mul", block, step.vectors), vector)
+                out = f.at(at_block, f.integer("mul", column, lanes * size))
+                pack(f, step, matrix, f.integer("mul", vector, lanes), f.at(out, k0 * across * lanes * size), length,
+                     across * lanes * size)
             k0 += length
     f.finish()
 
