@@ -37,4 +37,4 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 
 bench: .venv/installed-bench
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench.py --json benchmarks/results.json
