@@ -82,15 +82,13 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
     if backend == "reference" or not fused:
         output, last, _ = reference.run(cell, inputs, states, parameters, reverse)
         return output, last
-    name = cell.fingerprint
-    if not torch.compiler.is_compiling():
-        register(cell)
-    if torch.compiler.is_compiling():
-        output, *rest = torch.ops.gatework.scan(name, inputs, states, parameters, reverse, torch.is_grad_enabled())
+    if torch.compiler.is_compiling():  # a layer has registered its cell when it was made
+        train = torch.is_grad_enabled()
+        output, *rest = torch.ops.gatework.scan(cell.fingerprint, inputs, states, parameters, reverse, train)
         return output, rest[:len(states)]
     tensors = (*inputs, *states, *parameters)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        output, *last = _Scan.apply(name, reverse, *tensors)
+        output, *last = _Scan.apply(cell, reverse, *tensors)
         return output, last
     k = _kernel(cell, inputs, states, parameters)
     output, last, _ = k.forward(Torch(like), inputs, states, parameters, reverse, train=False)
@@ -150,11 +148,10 @@ class _Scan(torch.autograd.Function):
     """The operator in eager code."""
 
     @staticmethod
-    def forward(ctx, name: str, reverse: bool, *tensors: Tensor):
-        cell = _cells[name]
+    def forward(ctx, cell: Cell, reverse: bool, *tensors: Tensor):
         parts = _parts(cell, tensors)
         output, last, kept = _kernel(cell, *parts).forward(Torch(tensors[0]), *parts, reverse, True)
-        ctx.name, ctx.reverse = name, reverse
+        ctx.cell, ctx.reverse = cell, reverse
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, output, *kept)
         return output, *last
@@ -162,7 +159,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream, *last):
-        cell = _cells[ctx.name]
+        cell = ctx.cell
         count = len(cell.inputs) + len(cell.states) + len(cell.families)
         tensors, output, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count], ctx.saved_tensors[count + 1:]
         if torch._C._autograd._get_current_graph_task_keep_graph():

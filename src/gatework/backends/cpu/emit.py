@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from functools import partial
 
 from ...compiler.expr import Expr, number
@@ -206,12 +205,12 @@ class _Kernel:
         usual, extra, at_once = tiling
         begin, end = share
         block = f.variable("i64", begin)
-        with self._while_below(block, end) as now:
+        with f.while_below(block, end) as now:
             left = f.integer("sub", end, now)
             fits = f.value(f"icmp sle i64 {at_once}, {left}")
             blocks = f.value(f"select i1 {fits}, i64 {at_once}, i64 1")
             first, index = f.variable("i64", "0"), f.variable("i64", "0")
-            with self._while_below(first, "%rows") as row:
+            with f.while_below(first, "%rows") as row:
                 tile = f.value(f"load i64, ptr {index}")
                 larger = f.value(f"zext i1 {f.value(f'icmp slt i64 {tile}, {extra}')} to i64")
                 rows = f.integer("add", usual, larger)
@@ -227,21 +226,6 @@ class _Kernel:
                 f.line(f"store i64 {f.integer('add', tile, 1)}, ptr {index}")
                 f.line(f"store i64 {f.integer('add', row, rows)}, ptr {first}")
             f.line(f"store i64 {f.integer('add', now, blocks)}, ptr {block}")
-
-    @contextmanager
-    def _while_below(self, variable: str, end):
-        """A loop whose block moves the variable on by itself."""
-        f = self.f
-        head, body, done = (f.fresh(s) for s in ("head", "body", "done"))
-        f.line(f"br label %{head}")
-        f.label(head)
-        now = f.value(f"load i64, ptr {variable}")
-        more = f.value(f"icmp slt i64 {now}, {end}")
-        f.line(f"br i1 {more}, label %{body}, label %{done}")
-        f.label(body)
-        yield now
-        f.line(f"br label %{head}")
-        f.label(done)
 
     def _multiply(self, step: Pass, panel: Panel, block: str, blocks: str, row: str, rows: str, after: str,
                   half: str) -> None:

@@ -87,10 +87,9 @@ class Function:
         return name
 
     @contextmanager
-    def loop(self, start, end, step="1"):
-        """Count from start to end; the block is skipped where there is nothing to count."""
+    def while_below(self, counter: str, end):
+        """Repeat while a variable is below the end; the block itself moves it on."""
         head, body, done = (self.fresh(s) for s in ("head", "body", "done"))
-        counter = self.variable("i64", start)
         self.line(f"br label %{head}")
         self.label(head)
         now = self.value(f"load i64, ptr {counter}")
@@ -98,9 +97,16 @@ class Function:
         self.line(f"br i1 {more}, label %{body}, label %{done}")
         self.label(body)
         yield now
-        self.line(f"store i64 {self.integer('add', now, step)}, ptr {counter}")
         self.line(f"br label %{head}")
         self.label(done)
+
+    @contextmanager
+    def loop(self, start, end, step="1"):
+        """Count from start to end; the block is skipped where there is nothing to count."""
+        counter = self.variable("i64", start)
+        with self.while_below(counter, end) as now:
+            yield now
+            self.line(f"store i64 {self.integer('add', now, step)}, ptr {counter}")
 
     @contextmanager
     def when(self, condition: str):
