@@ -308,3 +308,9 @@ def test_infinite_products_saturate_the_gates_as_in_torch_nn(name, value):
     # saturated values are 0, 1 and -1 up to float32 rounding
     assert_close([layer(x)[0]], [theirs(x)[0]], 1e-6)
     assert layer(x)[0].isfinite().all()
+
+
+def test_layers_of_the_same_equations_share_one_cell_and_its_kernels():
+    one, other = gatework.nn.LSTM(3, 4), gatework.nn.LSTM(3, 4)
+    assert one.cell is other.cell is copy.deepcopy(one).cell is pickle.loads(pickle.dumps(one)).cell
+    assert one.cell is not gatework.nn.LSTM(3, 4, bias=False).cell

@@ -95,9 +95,12 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
     return output, last
 
 
-def register(cell: Cell) -> None:
-    """Make a cell known to the registered operator, which takes strings and tensors only."""
-    _cells.setdefault(cell.fingerprint, cell)
+def register(cell: Cell) -> Cell:
+    """Make a cell known to the registered operator, which takes strings and tensors only.
+
+    Returns the one that stands for all cells of these equations: layers that are alike share their kernels.
+    """
+    return _cells.setdefault(cell.fingerprint, cell)
 
 
 def _check(cell: Cell, inputs, states, parameters) -> None:

@@ -68,8 +68,7 @@ class Recurrent(torch.nn.Module):
                           "has no effect", stacklevel=2)
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}; {backend!r} was given")
-        self.cell = trace(cell, bias)
-        register(self.cell)
+        self.cell = register(trace(cell, bias))
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional, self.proj_size, self.backend = bidirectional, proj_size, backend
@@ -119,7 +118,7 @@ class Recurrent(torch.nn.Module):
 
     def __setstate__(self, state) -> None:
         super().__setstate__(state)
-        register(self.cell)  # also in the process that a pickled layer arrives in
+        self.cell = register(self.cell)  # also in the process that a pickled layer arrives in
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew from U(-1/sqrt(H), 1/sqrt(H))."""
