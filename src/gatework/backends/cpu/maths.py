@@ -95,7 +95,9 @@ def sigmoid(f: Function, x: str) -> str:
     n, p = _reduce(f, _cut(f, x, -limit, limit), factor=-1.0)
     scale = _power_of_two(f, n)
     e = f.fma(scale, p, scale)
-    return _quotient(f, f.number(1.0), f.arithmetic("fadd", e, f.number(1.0)))
+    value = _quotient(f, f.number(1.0), f.arithmetic("fadd", e, f.number(1.0)))
+    # A closed gate is 0, not the smallest normal number: what that multiplies would be denormal, a hundred times slower.
+    return f.select("olt", x, f.number(-limit), f.number(0.0), value)
 
 
 def tanh(f: Function, x: str) -> str:
