@@ -21,6 +21,7 @@ class Target:
     registers: int
     cpu: str
     features: str
+    flag_flushes: bool = False   # the thread has a flag that turns denormal results into 0
     fast_division: bool = False  # a reciprocal estimate of 14 bits, one Newton step from float32
 
     def lanes(self, bytes_per_value: int) -> int:
@@ -33,10 +34,10 @@ def _known(cpu: str, features: dict[str, bool]) -> dict[str, Target]:
     found = {}
     if platform.machine().lower() in ("x86_64", "amd64"):
         if features.get("avx512f") and features.get("avx512vl") and features.get("avx512dq"):
-            found["avx512"] = Target("avx512", 512, 32, cpu, flat + ",-prefer-256-bit", fast_division=True)
+            found["avx512"] = Target("avx512", 512, 32, cpu, flat + ",-prefer-256-bit", True, fast_division=True)
         if features.get("avx2") and features.get("fma"):
-            found["avx2"] = Target("avx2", 256, 16, "haswell", "")
-        found["sse2"] = Target("sse2", 128, 16, "x86-64", "")
+            found["avx2"] = Target("avx2", 256, 16, "haswell", "", flag_flushes=True)
+        found["sse2"] = Target("sse2", 128, 16, "x86-64", "", flag_flushes=True)
     elif platform.machine().lower() in ("aarch64", "arm64"):
         found["neon"] = Target("neon", 128, 32, cpu, flat)
     else:
