@@ -96,7 +96,7 @@ def sigmoid(f: Function, x: str) -> str:
     scale = _power_of_two(f, n)
     e = f.fma(scale, p, scale)
     value = _quotient(f, f.number(1.0), f.arithmetic("fadd", e, f.number(1.0)))
-    # A closed gate is 0, not the smallest normal number: what that multiplies would be denormal, a hundred times slower.
+    # A shut gate is 0, not the smallest normal number: what that multiplies would be denormal, a hundred times slower.
     return f.select("olt", x, f.number(-limit), f.number(0.0), value)
 
 
