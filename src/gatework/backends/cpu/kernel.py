@@ -213,7 +213,7 @@ class Kernel:
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
                 arrays[name] = xp.empty(length if name in passing else steps, rows, b.width)
-        packed, panels = compiled.pack(xp, given)
+        packed, panels = compiled.pack(xp, given)  # the addresses are good as long as `packed` lives
         begins = range(0, steps, length)
         for begin in reversed(begins) if reverse else begins:
             end = min(begin + length, steps)
@@ -287,7 +287,7 @@ class Kernel:
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
                 arrays[name] = xp.empty(steps, rows, b.width)
-        packed, panels = compiled.pack(xp, given)
+        packed, panels = compiled.pack(xp, given)  # the addresses are good as long as `packed` lives
         self._call(compiled, xp, (0, steps), rows, arrays, edges, panels, not reverse)
         return self._products.gradients(xp, arrays, by_name, first, given, reverse, needs)
 
