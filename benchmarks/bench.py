@@ -30,6 +30,11 @@ THREADS = 2
 SIZES = [(100, 1, 64, 64), (100, 1, 256, 256), (100, 16, 64, 64), (100, 32, 256, 256), (1000, 8, 128, 128),
          (35, 20, 650, 650), (100, 64, 512, 512), (100, 32, 1024, 1024)]
 QUICK_SIZES = SIZES[:3]
+# Sizes of cases that have others: a batch of one row has no padding, and a long or a single sequence is one by itself.
+BATCHES = [(100, 16, 64, 64), (1000, 8, 128, 128), (100, 32, 256, 256), (35, 20, 650, 650), (100, 64, 512, 512)]
+OWN_SIZES = {"ragged": BATCHES, "checkpoints": [(100_000, 1, 256, 256)],
+             "streaming": [(200, 1, 64, 64), (200, 1, 256, 256), (200, 8, 64, 64)]}
+QUICK_OWN_SIZES = {"ragged": BATCHES[:1], "checkpoints": [(5_000, 1, 64, 64)], "streaming": [(200, 1, 64, 64)]}
 LEAST_ROUNDS = 5
 TURN = 0.02  # seconds
 
@@ -41,9 +46,10 @@ class Group:
     title: str
     cases: tuple[str, ...]
     peer: str
-    each: float
+    each: float | None
     mean: float | None
     ratio: str = "speed"
+    unit: str = "ms"
 
     def value(self, measured: dict) -> float:
         ours, theirs = (measured[k]["median"] for k in ("gatework", self.peer))
@@ -59,15 +65,31 @@ GROUPS = [
     Group("Peephole LSTM and a user's own cell, training, over a jitted JAX scan", ("peephole", "own"), "JAX scan",
           1.5, 2.5),
     Group("Peephole LSTM training time over our own LSTM's", ("peephole",), "gatework LSTM", 1.15, None, "time"),
+    Group("Ragged batch, training time over a dense one of as many steps", ("ragged",), "gatework, dense", 1.1, None,
+          "time"),
+    Group("Ragged batch, training, over torch.nn.LSTM with packing", ("ragged",), "torch.nn, packed", None, None),
+    Group("Resets in one step of fifty, training time over none", ("resets",), "gatework, none", 1.05, None, "time"),
+    Group("Resets, training, over torch.nn.LSTM called step by step", ("resets",), "torch.nn, step by step", None,
+          None),
+    Group("Recording i, f and c, training time over recording nothing", ("record",), "gatework, none", 1.1, None,
+          "time"),
+    Group("Recording i, f and c, training, over an eager torch loop", ("record",), "eager loop", None, None),
+    Group("Checkpoints, training time over keeping all", ("checkpoints",), "gatework, all kept", 1.5, None, "time"),
+    Group("One step through Python, over ONNX Runtime", ("streaming",), "ONNX Runtime", None, None, unit="us"),
+    Group("One step through Python, over torch.nn.LSTMCell", ("streaming",), "torch.nn.LSTMCell", None, None,
+          unit="us"),
 ]
-CASES = ("lstm", "inference", "gru", "rnn", "peephole", "own")
+CASES = tuple(dict.fromkeys(case for group in GROUPS for case in group.cases))
+OPTIONS = ("ragged", "resets", "record", "checkpoints", "streaming")
+SCALE = {"ms": 1e3, "us": 1e6}
 
 
 def builders(folder: Path) -> dict:
+    import sequences
     from contestants import inference, loops, twins
     return {"lstm": partial(twins, "LSTM"), "inference": inference, "gru": partial(twins, "GRU"),
             "rnn": partial(twins, "RNN"), "peephole": partial(loops, "peephole", folder=folder),
-            "own": partial(loops, "own", folder=folder)}
+            "own": partial(loops, "own", folder=folder), **{name: getattr(sequences, name) for name in OPTIONS}}
 
 
 def interleave(contestants: dict, seconds: float) -> dict:
@@ -107,10 +129,11 @@ def mean(values: list[float]) -> float:
 
 def table(group: Group, lines: list[tuple]) -> str:
     name = "time" if group.ratio == "time" else "speed-up"
-    text = [f"### {group.title}", "", f"| cell | T, B, I, H | gatework (ms) | {group.peer} (ms) | {name} |",
+    unit = group.unit
+    text = [f"### {group.title}", "", f"| cell | T, B, I, H | gatework ({unit}) | {group.peer} ({unit}) | {name} |",
             "|---|---|--:|--:|--:|"]
     for case, size, values, ratio in lines:
-        ours, theirs = (values[k]["median"] * 1e3 for k in ("gatework", group.peer))
+        ours, theirs = (values[k]["median"] * SCALE[unit] for k in ("gatework", group.peer))
         text.append(f"| {case} | {size.replace(',', ', ')} | {ours:.3g} | {theirs:.3g} | {ratio:.2f} |")
     text.append(f"| | geometric mean | | | **{mean([line[3] for line in lines]):.2f}** |")
     return "\n".join(text) + "\n"
@@ -118,10 +141,13 @@ def table(group: Group, lines: list[tuple]) -> str:
 
 def goals(group: Group, lines: list[tuple]) -> list[dict]:
     values = [line[3] for line in lines]
-    if group.ratio == "time":
-        return [goal(f"{group.title}: at each size", max(values), group.each, "at most")]
-    found = [goal(f"{group.title}: at each size", min(values), group.each, "at least")]
-    return [*found, goal(f"{group.title}: geometric mean", mean(values), group.mean, "at least")]
+    found = []
+    if group.each is not None:
+        worst, kind = (max, "at most") if group.ratio == "time" else (min, "at least")
+        found.append(goal(f"{group.title}: at each size", worst(values), group.each, kind))
+    if group.mean is not None:
+        found.append(goal(f"{group.title}: geometric mean", mean(values), group.mean, "at least"))
+    return found
 
 
 def goal(title: str, value: float, bound: float, kind: str) -> dict:
@@ -151,7 +177,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure_groups(wanted: list[str], sizes: list[tuple], seconds: float) -> tuple[dict, list[dict], list[dict]]:
+def measure_groups(wanted: list[str], sizes: list[tuple], own: dict,
+                   seconds: float) -> tuple[dict, list[dict], list[dict]]:
     """Measure and print group by group: all statistics by case, the ratios of the groups, the goals."""
     from contestants import JaxScan
     measured, groups, reached = {}, [], []
@@ -161,7 +188,7 @@ def measure_groups(wanted: list[str], sizes: list[tuple], seconds: float) -> tup
             for group in GROUPS:
                 for case in group.cases:
                     if case in wanted and case not in measured:
-                        measured[case] = measure(make[case], case, sizes, seconds)
+                        measured[case] = measure(make[case], case, own.get(case, sizes), seconds)
                 if lines := rows(group, measured):
                     print(table(group, lines), flush=True)
                     ratios = [{"cell": case, "size": size, "ratio": ratio} for case, size, _, ratio in lines]
@@ -198,9 +225,9 @@ def main() -> None:
     print(f"{machine['cpu']}, {machine['cores']} cores, {THREADS} threads, torch {machine['versions']['torch']}\n")
     if machine["load_before"] > 0.5:
         print(f"The machine is busy (load {machine['load_before']}): these numbers will tell little.\n")
-    sizes, seconds = (QUICK_SIZES, 0.15) if options.quick else (SIZES, 0.4)
+    sizes, own, seconds = (QUICK_SIZES, QUICK_OWN_SIZES, 0.15) if options.quick else (SIZES, OWN_SIZES, 0.4)
     try:
-        measured, groups, reached = measure_groups(wanted, sizes, seconds)
+        measured, groups, reached = measure_groups(wanted, sizes, own, seconds)
     except WrongResults as wrong:
         sys.exit(str(wrong))
     startup, further = measure_startup(wanted)

@@ -37,3 +37,29 @@ def leaky_memory(x: Tensor, W: Tensor, U: Tensor, q: Tensor, r: Tensor, b: Tenso
 
 
 EAGER = {"peephole": peephole_lstm, "own": leaky_memory}
+
+
+def lstm_with_gates(x: Tensor, W: Tensor, U: Tensor, b: Tensor, d: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The plain LSTM, and what its input gate, forget gate and cell state were."""
+    h = c = x.new_zeros(x.shape[1], U.shape[1])
+    outputs, values = [], {"i": [], "f": [], "c": []}
+    for wx in functional.linear(x, W, b + d).unbind():
+        i, f, g, o = (wx + functional.linear(h, U)).chunk(4, -1)
+        i, f = torch.sigmoid(i), torch.sigmoid(f)
+        c = f * c + i * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        outputs.append(h)
+        for name, value in zip(values, (i, f, c)):
+            values[name].append(value)
+    return torch.stack(outputs), {name: torch.stack(v) for name, v in values.items()}
+
+
+def lstm_with_resets(layer: torch.nn.LSTM, x: Tensor, resets: Tensor) -> Tensor:
+    """torch.nn.LSTM called for every step, its state set to 0 where the row begins anew, as recurrent PPO does it."""
+    state = tuple(x.new_zeros(2, 1, x.shape[1], layer.hidden_size))
+    outputs = []
+    for step, reset in zip(x.split(1), resets):
+        keep = (~reset).to(x.dtype)[None, :, None]
+        y, state = layer(step, tuple(s * keep for s in state))
+        outputs.append(y)
+    return torch.cat(outputs)

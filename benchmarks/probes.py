@@ -1,4 +1,4 @@
-"""Measurements that need a process of their own: `python probes.py first-call CELL | memory WHO | import`.
+"""Measurements that need a process of their own: `python probes.py first-call CELL | memory WHO | import MODULE`.
 
 Each prints one JSON object.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import statistics
 import sys
 import time
+from functools import partial
 
 FIRST_CALL_SIZES = (10, 4, 64, 256)
 MEMORY_SIZES = (1000, 32, 256, 256)
+LONG_SIZES = (100_000, 1, 256, 256)
 FIRST_CALL_CELLS = ("elman", "lstm", "peephole_lstm", "coupled_lstm", "gru", "gru_reset_before", "projected_lstm",
                     "leaky_memory")
 
@@ -59,8 +62,9 @@ def memory(who: str) -> dict:
 
     import gatework
     torch.set_num_threads(2)
-    T, B, I, H = MEMORY_SIZES
-    layer = {"gatework": gatework.nn.LSTM, "torch.nn": torch.nn.LSTM}[who](I, H)
+    T, B, I, H = LONG_SIZES if who.startswith("long") else MEMORY_SIZES
+    layer = {"gatework": gatework.nn.LSTM, "torch.nn": torch.nn.LSTM, "long": gatework.nn.LSTM,
+             "long-checkpoints": partial(gatework.nn.LSTM, checkpoint_every="auto")}[who](I, H)
     x = torch.randn(T, B, I, requires_grad=True)
     layer(x[:2])[0].sum().backward()
     gc.collect()
@@ -72,12 +76,13 @@ def memory(who: str) -> dict:
     return {"bytes": held, "output": output.nbytes}
 
 
-def import_time() -> dict:
-    """Seconds of `import gatework` in an interpreter in which torch cannot be imported; a cell must trace there."""
+def import_time(module: str) -> dict:
+    """Seconds of the import in an interpreter in which torch cannot be imported; a cell must trace there."""
     sys.modules["torch"] = None
     start = time.perf_counter()
-    import gatework
+    importlib.import_module(module)
     seconds = time.perf_counter() - start
+    import gatework
     gatework.trace(gatework.cells.lstm)
     return {"seconds": seconds}
 

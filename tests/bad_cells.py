@@ -8,13 +8,18 @@ import numpy as np
 
 from gatework.compiler import (
     Bias,
+    Blocks,
     Constant,
+    H,
     Input,
     Matrix,
+    Scalar,
     Size,
     State,
     Vector,
+    layer_norm,
     maximum,
+    mean,
     sigmoid,
     sum,
     tanh,
@@ -239,6 +244,43 @@ def wrong_kind_of_size(x: Input, h: State, W: Matrix):
     return dict(h=W @ x + Vector["H"])  # <- here
 
 
+def size_of_a_scalar(x: Input, dt: Scalar, h: State, W: Matrix):
+    return dict(h=W @ x + dt * h + Scalar[H])  # <- here
+
+
+def size_of_a_scalar_in_its_annotation(x: Input, dt: Scalar[H], h: State, W: Matrix):  # <- here
+    return dict(h=W @ x + dt * h)
+
+
+def matrix_of_a_scalar_input(x: Input, dt: Scalar, h: State, W: Matrix, U: Matrix):
+    return dict(h=W @ x + U @ dt + h)  # <- here
+
+
+def scalar_before_the_input(dt: Scalar, x: Input, h: State, W: Matrix):  # <- here
+    return dict(h=W @ x + dt * h)
+
+
+def only_a_scalar(dt: Scalar, h: State, U: Matrix):  # <- here
+    return dict(h=tanh(U @ h + dt))
+
+
+def blocks_of_an_input(x: Input, h: State, R: Blocks):
+    return dict(h=tanh(R @ x + h))  # <- here
+
+
+def blocks_as_a_value(x: Input, h: State, W: Matrix, R: Blocks):
+    return dict(h=tanh(W @ x + R * h))  # <- here
+
+
+def mean_of_a_scalar(x: Input, h: State, W: Matrix):
+    return dict(h=W @ x + mean(sum(h)) * h)  # <- here
+
+
+def norm_of_two_sizes(x: Input, h: State, W: Matrix):
+    a, _ = layer_norm(h, x)  # <- here
+    return dict(h=W @ x + a)
+
+
 def unused_input(x: Input, mask: Input, h: State, W: Matrix):  # <- here
     return dict(h=tanh(W @ x + h))
 
@@ -331,7 +373,11 @@ MESSAGE = {
     mixed_sizes_in_where: r"\[H\] and \[I\]", two_widths: "second Matrix", whole_and_rows: "whole and by rows",
     rows_and_whole: "whole and by rows", row_of_a_row: "row", row_of_a_value: "row",
     next_state_of_wrong_size: r"has size \[\]", next_state_of_another_size: r"\[H\].*\[N\]",
-    wrong_kind_of_size: "Size", unused_input: "input mask", unused_parameter: "parameter U",
+    wrong_kind_of_size: "Size", size_of_a_scalar: r"Input\[H\]",
+    size_of_a_scalar_in_its_annotation: r"Input\[H\]", matrix_of_a_scalar_input: "scalar",
+    scalar_before_the_input: "first input", only_a_scalar: "annotated Input", blocks_of_an_input: "size H",
+    blocks_as_a_value: "R @ x", mean_of_a_scalar: r"mean\(\).*no features", norm_of_two_sizes: r"\[H\] and \[I\]",
+    unused_input: "input mask", unused_parameter: "parameter U",
     unused_row: r"b\.f", state_not_returned: "state c", returns_no_state: "not one of its states",
     returns_a_value: "must return dict", returns_nothing: "must return dict", returns_three: "must return dict",
     returns_its_input: "computes nothing", records_a_list: "list", records_a_matrix: "Matrices",

@@ -2,17 +2,23 @@
 
 from gatework.compiler import (
     Bias,
+    Blocks,
     Constant,
+    Gain,
     H,
     Input,
     Matrix,
+    Scalar,
     State,
     Vector,
     exp,
+    layer_norm,
     log,
     maximum,
+    mean,
     minimum,
     relu,
+    rms_norm,
     sigmoid,
     softplus,
     sqrt,
@@ -78,4 +84,25 @@ def switched(x: Input, h: State, W: Matrix, U: Matrix, v: Matrix, b: Bias, level
     return dict(h=where(v @ x < level, a, h)), dict(a=a)
 
 
-CELLS = [normalised, masked, conditioned, deep, elementary, shared_row, two_states, switched]
+def spans(x: Input, dt: Scalar, h: State, W: Matrix, U: Matrix, p: Vector, b: Bias):
+    """One number per step scales, decides, and is computed with before it spreads."""
+    fade = exp(-abs(dt) * p)
+    a = tanh(W @ x + U @ h + dt * dt + b)
+    h = where(dt < 0.5, fade * h + (1.0 - fade) * a, a / (1.0 + softplus(dt)))
+    return dict(h=h), dict(fade=fade)
+
+
+def means(x: Input, h: State, W: Matrix, U: Matrix, gain: Gain, b: Bias):
+    """Means over vectors of two sizes, and the norms that are made of them."""
+    a, c = layer_norm(W.a @ x, U.a @ h)
+    n = gain * rms_norm(a + c - mean(x * x), eps=0.1) + b
+    return dict(h=tanh(n + mean(h) * (W.n @ x))), dict(n=n)
+
+
+def heads(x: Input, h: State, W: Matrix, R: Blocks, V: Blocks, b: Bias):
+    """Block-diagonal matrices, of the state and of a value of the step."""
+    a = sigmoid(W @ x + R.a @ h + b.a)
+    return dict(h=tanh(V @ (a * h) + R.h @ h + a + b.h)), dict(a=a)
+
+
+CELLS = [normalised, masked, conditioned, deep, elementary, shared_row, two_states, switched, spans, means, heads]

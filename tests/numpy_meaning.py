@@ -25,9 +25,13 @@ NUMPY = {
 }
 
 
+def _number(e: Expr, sizes: dict[str, int]) -> float:
+    return number(e) if e.op == "const" else float(sizes[e.attr])
+
+
 def compute(e: Expr, env: dict[Expr, np.ndarray], sizes: dict[str, int]):
     """The value of one operation from those of its arguments; scalars have one feature, until they are expanded."""
-    args = [number(a) if a.op == "const" else env[a] for a in e.args]
+    args = [_number(a, sizes) if a.op in ("const", "size") else env[a] for a in e.args]
     if e.op == "expand":
         lead = np.shape(args[0])[:-1]
         return np.broadcast_to(args[0], (*lead, sizes[e.dims[0]]))
@@ -37,7 +41,7 @@ def compute(e: Expr, env: dict[Expr, np.ndarray], sizes: dict[str, int]):
 def evaluate(e: Expr, env: dict[Expr, np.ndarray], sizes: dict[str, int]):
     known = dict(env)
     for n in order([e], known=env):
-        known[n] = np.float64(number(n)) if n.op == "const" else compute(n, known, sizes)
+        known[n] = np.float64(_number(n, sizes)) if n.op in ("const", "size") else compute(n, known, sizes)
     return known[e]
 
 

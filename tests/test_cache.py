@@ -14,6 +14,7 @@ from examples import Example, assert_close
 
 from gatework import autograd, cells
 from gatework.backends.cpu import jit, kernel
+from gatework.backends.cpu.batch import Batch
 from gatework.backends.cpu.target import target
 from gatework.compiler import split, trace
 
@@ -22,11 +23,13 @@ import sys
 import numpy as np
 from gatework import cells, trace
 from gatework.backends.cpu import jit, kernel, kernel_for
+from gatework.backends.cpu.batch import Batch
 optimise, compiled = jit.optimise, []
 jit.optimise = lambda *a: compiled.append(1) or optimise(*a)
-x, h = np.full((3, 2, 4), 0.5), np.zeros((2, 9))
+x, h = np.full((6, 4), 0.5), np.zeros((2, 9))
 w = [np.full(s, 0.1) for s in ((36, 4), (36, 9), (36,), (36,))]
-output, _, _ = kernel_for(trace(cells.lstm), dict(I=4, H=9), 8).forward(kernel.Numpy(x), [x], [h, h], w, False, False)
+k = kernel_for(trace(cells.lstm), dict(I=4, H=9), 8)
+(output,), _, _ = k.forward(kernel.Numpy(x), Batch.dense(3, 2), [x], [h, h], w, False, False)
 print(len(compiled), repr(float(output.sum())))
 """
 
@@ -68,11 +71,11 @@ def fresh(monkeypatch, tmp_path):
 def right_result(T: int = 3, B: int = 2, H: int = 9, dtype=torch.float64) -> None:
     """Compute with a kernel that no earlier call has kept, and compare."""
     example = Example(trace(cells.gru), T, B, 4, H, dtype)
-    k = kernel.Kernel(split(example.cell), example.sizes, example.inputs[0].element_size(), target())
-    parts = (example.inputs, example.states, example.parameters)
-    output, _, _ = k.forward(autograd.Torch(example.inputs[0]), *parts, False, False)
+    k = kernel.Kernel(split(example.cell, ("h",)), example.sizes, example.inputs[0].element_size(), target())
+    (output,), _, _ = k.forward(autograd.Torch(example.inputs[0]), Batch.dense(T, B), *example.flat(), False, False)
     # sums of a few terms of size 1
-    assert_close(dict(output=output), dict(output=example.expected()["output"]), 100 * torch.finfo(dtype).eps)
+    assert_close(dict(output=output.view(T, B, H)), dict(output=example.expected()["output"]),
+                 100 * torch.finfo(dtype).eps)
 
 
 def test_second_process_compiles_nothing_and_leaves_the_files_as_they_are(tmp_path):

@@ -53,9 +53,9 @@ def process(*arguments, before="", **options):
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    ([], "evaluate generate show train"), (["train"], "language-model"),
+    ([], "check evaluate generate show train"), (["train"], "language-model"),
     (["generate"], "--prompt --temperature --seed"),
-    (["evaluate"], "MODEL TEXT"), (["show"], "CELL --stage latex"),
+    (["evaluate"], "MODEL TEXT"), (["show"], "CELL --stage latex"), (["check"], "CELL --positive --scale --seed"),
     (["train", "language-model"], "TEXT --cell --hidden --layers --dropout --epochs --batch-size --seq-len "
                                   "--learning-rate --seed --out --resume peephole")])
 def test_help_names_every_argument(arguments, said, gatework):
@@ -74,7 +74,7 @@ def test_help_starts_without_torch_lightning_and_safetensors():
 
 @pytest.mark.parametrize(("missing", "arguments", "extra"), [
     ("cyclopts", ["--help"], "cli"), ("lightning", TRAIN, "recipes"), ("torch", TRAIN, "recipes"),
-    ("safetensors", ["generate", "model"], "recipes")])
+    ("safetensors", ["generate", "model"], "recipes"), ("torch", ["check", "lstm"], "torch")])
 def test_a_missing_package_gives_the_line_to_type(missing, arguments, extra):
     run = process(*arguments, before=f"sys.modules[{missing!r}] = None")
     out, err = run.communicate()
@@ -90,6 +90,24 @@ def test_show_prints_every_stage(cell, stage, gatework):
     assert out.rstrip() == show(trace(find_cell(cell)), stage) if stage != "llvm" else "define" in out
 
 
+@pytest.mark.parametrize("cell", ["elman", "own.py:mine"])
+def test_check_prints_the_report_and_ends_with_0_where_all_holds(cell, gatework):
+    code, out, err = gatework("check", cell, "--seed", "3", "--scale", "0.5")
+    assert (code, err) == (0, "")
+    assert "seed 3, scale 0.5" in out
+    assert out.endswith(f"{cell.removeprefix('own.py:')}: 10 passed\n")
+
+
+def test_check_ends_with_1_where_a_check_fails_and_positive_may_be_given_again(gatework, here):
+    (here / "rooted.py").write_text("from gatework.compiler import Input, Matrix, State, Vector, sqrt, tanh\n"
+                                    "def rooted(x: Input, h: State, W: Matrix, v: Vector, u: Vector):\n"
+                                    "    return dict(h=tanh(W @ x + sqrt(v) * h + sqrt(u)))\n")
+    code, out, err = gatework("check", "rooted.py:rooted", "--positive", "v")
+    assert (code, err) == (1, "")
+    assert re.search(r"failed  finite.*\n +in step 0 sqrt gives what is no number, at rooted.py:3: return", out)
+    assert gatework("check", "rooted.py:rooted", "--positive", "v", "--positive", "u")[0] == 0
+
+
 @pytest.mark.parametrize(("arguments", "said"), [
     (["show", "gruh"], "there is no cell 'gruh'; did you mean gru"),
     (["show", "none.py:mine"], "there is no file none.py"),
@@ -97,6 +115,9 @@ def test_show_prints_every_stage(cell, stage, gatework):
     (["show", "own.py:wrong"], "own.py:5: .*where"),
     (["show", "text.txt:mine"], "there is no cell"),
     (["show", "lstm", "--stage", "assembly"], "assembly"),
+    (["check", "gruh"], "there is no cell 'gruh'; did you mean gru"),
+    (["check", "own.py:wrong"], "own.py:5: .*where"),
+    (["check", "own.py:mine", "--positive", "h"], "positive= names h; mine has x, W, U"),
     (["train", "language-model", "none.txt"], "there is no text file none.txt"),
     (["train", "language-model", "text.txt", "--hidden", "0"], "--hidden must be a whole number of at least 1"),
     (["train", "language-model", "text.txt", "--hidden", "many"], "hidden"),

@@ -12,6 +12,7 @@ from examples import CELLS, Example, assert_close, assert_same_bits
 
 from gatework import autograd, cells
 from gatework.backends.cpu import kernel
+from gatework.backends.cpu.batch import Batch
 from gatework.backends.cpu.target import SETTING, _host
 from gatework.compiler import Bias, Constant, H, Input, Matrix, State, Vector, sigmoid, sum, tanh, trace
 
@@ -181,13 +182,13 @@ class Counting(autograd.Torch):
 def test_a_gradient_that_nobody_needs_costs_no_product(cell):
     example = Example(cell, 3, 2, 5, 19)
     k = kernel.kernel_for(cell, example.sizes, 8)
-    parts = (example.inputs, example.states, example.parameters)
+    batch, parts = Batch.dense(3, 2), example.flat()
+    upstream, *last = example.upstream
 
     def backward(needs) -> tuple[list, int]:
-        output, _, kept = k.forward(autograd.Torch(example.inputs[0]), *parts, False, True)
+        handed, _, kept = k.forward(autograd.Torch(upstream), batch, *parts, False, True)
         Counting.products = 0
-        upstream, *last = example.upstream
-        made = k.backward(Counting(output), upstream, last, *parts, output, kept, False, needs)
+        made = k.backward(Counting(upstream), batch, [upstream.flatten(0, 1)], last, *parts, handed, kept, False, needs)
         return made, Counting.products
 
     everything, most = backward([True] * len(example.tensors))
@@ -208,15 +209,17 @@ import sys
 sys.modules["torch"] = None
 import numpy as np
 from gatework.backends.cpu import kernel, kernel_for
+from gatework.backends.cpu.batch import Batch
 from gatework import cells, trace
 given = np.load(sys.argv[1])
 parts = [[given[f"{kind}{k}"] for k in range(int(given[kind]))] for kind in ("inputs", "states", "parameters")]
 k = kernel_for(trace(cells.peephole_lstm), dict(I=5, H=19), 8)
-xp = kernel.Numpy(parts[0][0])
-output, last, kept = k.forward(xp, *parts, False, True)
+xp, batch, shape = kernel.Numpy(parts[0][0]), Batch.dense(4, 3), parts[0][0].shape
+parts[0] = [x.reshape(12, -1) for x in parts[0]]
+(output,), last, kept = k.forward(xp, batch, *parts, False, True)
 ones = [np.ones_like(a) for a in (output, *last)]
-made = k.backward(xp, ones[0], ones[1:], *parts, output.copy(), kept, False, [True] * sum(map(len, parts)))
-np.savez(sys.argv[2], *[output, *last, *made])
+made = k.backward(xp, batch, ones[:1], ones[1:], *parts, [output.copy()], kept, False, [True] * sum(map(len, parts)))
+np.savez(sys.argv[2], *[output.reshape(4, 3, -1), *last, made[0].reshape(shape), *made[1:]])
 """
 
 

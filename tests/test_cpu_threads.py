@@ -8,6 +8,7 @@ from examples import CELLS, Example, assert_same_bits
 
 from gatework import autograd
 from gatework.backends.cpu import kernel, threads
+from gatework.backends.cpu.batch import Batch
 
 STEPS, INPUT, HIDDEN = 4, 1, 37
 COUNTS = [1, 2, 3]
@@ -30,12 +31,13 @@ def loops(example: Example, count: int, reverse: bool = False) -> dict[str, torc
     The products before the loop have one term each (the input has one feature), those after it are left out.
     """
     torch.set_num_threads(count)
-    parts = (example.inputs, example.states, example.parameters)
+    parts, xp, upstream = example.flat(), autograd.Torch(example.inputs[0]), example.upstream
+    batch = Batch.dense(*example.inputs[0].shape[:2])
     k = kernel.kernel_for(example.cell, example.sizes, example.inputs[0].element_size())
-    output, last, kept = k.forward(autograd.Torch(example.inputs[0]), *parts, reverse, True)
+    (output,), last, kept = k.forward(xp, batch, *parts, reverse, True)
     found = {"output": output.clone()} | {f"last {n}": v.clone() for n, v in enumerate(last)}
     found |= {f"kept {n}": v.clone() for n, v in enumerate(kept)}
-    k.backward(autograd.Torch(output), example.upstream[0], example.upstream[1:], *parts, output, kept, reverse,
+    k.backward(xp, batch, [upstream[0].flatten(0, 1)], upstream[1:], *parts, [output], kept, reverse,
                [False] * len(example.tensors))
     return found | {f"emitted {n}": v for n, v in enumerate(kept)}  # the backward loop writes over what was kept
 
@@ -88,9 +90,10 @@ def test_threads_that_share_units_write_the_same_bits(cell, B, taken):
     for count in COUNTS[1:]:
         taken.clear()
         assert_same_bits(loops(example, count), expected)
-        # One thread adds up a sum over features, and the projection to 7 is a single block: those loops share rows.
+        # One thread adds up a sum over features or computes a scalar, and the projection to 7 is a single block: those
+        # loops share rows.
         assert threads.has_team()
-        assert ((count, True) in taken) == (cell.name not in {"normalised", "projected_lstm"})
+        assert ((count, True) in taken) == (cell.name not in {"normalised", "means", "spans", "projected_lstm"})
 
 
 @pytest.mark.usefixtures("restore_threads", "share_rows")
@@ -121,9 +124,9 @@ def test_a_sequence_in_pieces_gives_the_same_bits_as_in_one(cell, reverse, train
 
     def run():
         k = kernel.kernel_for(cell, example.sizes, 8)
-        output, last, kept = k.forward(autograd.Torch(example.inputs[0]), example.inputs, example.states,
-                                       example.parameters, reverse, train)
-        return dict(enumerate([output, *last, *kept]))
+        handed, last, kept = k.forward(autograd.Torch(example.inputs[0]), Batch.dense(7, 3), *example.flat(), reverse,
+                                       train)
+        return dict(enumerate([*handed, *last, *kept]))
 
     expected = run()
     for rows in (3, 6, 9):  # one step at a time, two (and one at the end), three

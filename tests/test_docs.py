@@ -77,8 +77,3 @@ def test_every_shell_command_names_what_exists(page, command):
 def test_relative_links_lead_to_files_of_the_project(page):
     links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
-
-
-def test_the_readme_lists_the_whole_catalogue():
-    files = {p.stem for p in (ROOT / "src" / "gatework" / "cells").glob("*.py")} - {"__init__"}
-    assert set(re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)) >= files

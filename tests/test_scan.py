@@ -15,12 +15,16 @@ from gatework.compiler import Cell, Expr, Scan, Terms, split, trace
 from gatework.compiler.ops import PRODUCTS
 
 CELLS = [*(getattr(cells, name) for name in cells.__all__), *my_cells.CELLS]
-SIZES = {"I": 2, "H": 5, "P": 3}
+SIZES = {"I": 2, "H": 5, "P": 3, "S": 4}
 Values = dict[Expr, np.ndarray]
 
 
 def name_of(function) -> str:
     return function.__name__
+
+
+def shape_of(e: Expr) -> list[int]:
+    return [SIZES[d] for d in e.dims] or [1]
 
 
 class Loops:
@@ -54,7 +58,7 @@ class Loops:
     def backward(self, upstream: np.ndarray, last: dict[str, np.ndarray]) -> dict:
         """All gradients, from those of the output of every step and of the last states."""
         back, upstream = self.scan.backward, upstream.copy()
-        carried = {e: np.zeros((self.batch, *(SIZES[d] for d in e.dims))) for e in [*back.carried, *back.lagged]}
+        carried = {e: np.zeros((self.batch, *shape_of(e))) for e in [*back.carried, *back.lagged]}
         of_state = {e.attr: e for e in back.carried if e.op == "carry"}
         for k, d in last.items():
             if f"d{k}" in of_state:
@@ -64,7 +68,8 @@ class Loops:
                 upstream[-1] += d
         self.turns: list[Values] = [{}] * self.steps
         for t in reversed(range(self.steps)):
-            env = self.parameters | self.step_inputs(t) | self.kept[t] | carried | {back.upstream: upstream[t]}
+            outside = {back.upstream[self.cell.output]: upstream[t]}
+            env = self.parameters | self.step_inputs(t) | self.kept[t] | carried | outside
             for e in back.body:
                 env[e] = compute(e, env, SIZES)
             carried = {e: evaluate(v, env, SIZES) for e, v in [*back.carried.items(), *back.lagged.items()]}
@@ -89,7 +94,7 @@ class Loops:
         return found
 
     def terms(self, terms: Terms, steps, like: Expr) -> np.ndarray:
-        shape = (self.steps, self.batch, SIZES[like.dims[0]])
+        shape = (self.steps, self.batch, *shape_of(like))
         total = np.zeros(shape)[steps]
         for matrix, d in terms.products:
             total = total + np.einsum("ij,...i->...j", self.parameters[matrix], self.sequence(d)[steps])
@@ -120,7 +125,7 @@ def torch_gradients(cell: Cell, inputs: Values, first: Values, parameters: Value
         return [torch.tensor(a, requires_grad=True) for a in arrays]
 
     x, s, p = tensors(inputs.values()), tensors(first.values()), tensors(stacked(cell, parameters))
-    output, end, _ = reference.run(cell, x, s, p)
+    (output,), end = reference.run(cell, x, s, p)
     loss = (output * torch.tensor(upstream)).sum() + sum((e * torch.tensor(last[k])).sum()
                                                          for e, k in zip(end, cell.states))
     found = torch.autograd.grad(loss, [*x, *s, *p], allow_unused=True, materialize_grads=True)

@@ -23,7 +23,7 @@ from gatework.compiler.text import STAGES, fingerprint, from_json, show, to_json
 
 CATALOGUE = [getattr(cells, name) for name in cells.__all__]
 ALL = [*CATALOGUE, *my_cells.CELLS]
-SIZES = {"I": 2, "H": 5, "P": 3}
+SIZES = {"I": 2, "H": 5, "P": 3, "S": 4}
 
 
 def name_of(function) -> str:
@@ -88,7 +88,7 @@ class Rows(SimpleNamespace):
 
 def run_text(text: str, names: dict) -> dict:
     """Execute equations as Python; a prime becomes _next."""
-    names = NUMPY | {"sum": np.sum} | names
+    names = NUMPY | {"sum": np.sum, "mean": np.mean, "size": SIZES.get} | {s: s for s in SIZES} | names
     for line in text.replace("'", "_next").splitlines():
         left = line.partition(" = ")[0].partition(".")
         if left[1]:
@@ -131,8 +131,9 @@ def step_in_torch(cell, leaves, parameters):
     states = tensors(leaves[e] for e in cell.states.values())
     stacks = tensors(stacked(cell, parameters))
     given = [i[None] if e.op == "constant" else i[None, None] for i, e in zip(inputs, cell.inputs.values())]
-    _, last, record = reference.run(cell, given, [s[None] for s in states], stacks, record=list(cell.record))
-    return dict(zip(cell.states, (e[0] for e in last))), record, inputs, states, stacks
+    names = list(cell.record) or [cell.output]
+    values, last = reference.run(cell, given, [s[None] for s in states], stacks, outputs=names)
+    return dict(zip(cell.states, (e[0] for e in last))), dict(zip(cell.record, values)), inputs, states, stacks
 
 
 @pytest.mark.parametrize("function", ALL, ids=name_of)

@@ -27,13 +27,18 @@ app.command(train)
 
 
 def recipe(name: str):
-    """Import a recipe; if a package is missing that it needs, say what to type."""
+    return part(f"recipes.{name}", "recipes")
+
+
+def part(module: str, extra: str):
+    """Import a part of the package; if a package is missing that it needs, say what to type."""
     try:
-        return importlib.import_module(f".recipes.{name}", __package__)
+        return importlib.import_module(f".{module}", __package__)
     except ModuleNotFoundError as error:
         if error.name.startswith(__package__):
             raise
-        raise RecipeError(f'this needs {error.name}; type:  pip install "gatework[recipes]"') from error
+        needed = error.name.partition(".")[0]
+        raise RecipeError(f'this needs {needed}; type:  pip install "gatework[{extra}]"') from error
 
 
 @train.command(name="language-model")
@@ -93,6 +98,26 @@ def show(cell: str, /, *, stage: Literal["equations", "graph", "derivative", "lo
         print(llvm_text(traced))
     else:
         print(show_stage(traced, stage))
+
+
+@app.command
+def check(cell: str, /, *, positive: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+          scale: float = 1.0, seed: int = 0):
+    """Check that everything a layer offers holds for a cell, and print a report; the exit status is 1 if it fails.
+
+    Args:
+        cell: Name of a cell of the catalogue, or file.py:function for equations of your own.
+        positive: Name of an input or parameter that is drawn above 0; may be given again.
+        scale: What all drawn numbers are multiplied by.
+        seed: Another seed, other numbers.
+    """
+    function, testing = find_cell(cell), part("testing", "torch")
+    try:
+        report = testing.check_cell(function, scale=scale, seed=seed, positive=positive)
+    except testing.DrawError as error:
+        raise RecipeError(str(error)) from error
+    print(report)
+    sys.exit(not report.passed)
 
 
 def main() -> None:

@@ -5,12 +5,47 @@
 
 from .expr import CellError, Expr
 from .grad import vjp
-from .ops import exp, log, maximum, minimum, relu, sigmoid, softplus, sqrt, sum, tanh, where
+from .ops import (
+    exp,
+    layer_norm,
+    log,
+    maximum,
+    mean,
+    minimum,
+    relu,
+    rms_norm,
+    sigmoid,
+    softplus,
+    sqrt,
+    sum,
+    tanh,
+    where,
+)
 from .scan import Backward, Scan, Terms, split
-from .trace import Bias, Cell, Constant, Family, H, I, Input, Kind, Matrix, P, Size, State, Vector, trace
+from .trace import (
+    Bias,
+    Blocks,
+    Cell,
+    Constant,
+    D,
+    Family,
+    Gain,
+    H,
+    I,
+    Input,
+    Kind,
+    Matrix,
+    P,
+    Scalar,
+    Size,
+    State,
+    Vector,
+    trace,
+)
 
 __all__ = [
-    "Backward", "Bias", "Cell", "CellError", "Constant", "Expr", "Family", "H", "I", "Input", "Kind", "Matrix", "P",
-    "Scan", "Size", "State", "Terms", "Vector", "exp", "log", "maximum", "minimum", "relu", "sigmoid", "softplus",
-    "split", "sqrt", "sum", "tanh", "trace", "vjp", "where",
+    "Backward", "Bias", "Blocks", "Cell", "CellError", "Constant", "D", "Expr", "Family", "Gain", "H", "I", "Input",
+    "Kind", "Matrix", "P", "Scalar", "Scan", "Size", "State", "Terms", "Vector", "exp", "layer_norm", "log", "maximum",
+    "mean", "minimum", "relu", "rms_norm", "sigmoid", "softplus", "split", "sqrt", "sum", "tanh", "trace", "vjp",
+    "where",
 ]

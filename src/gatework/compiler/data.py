@@ -11,7 +11,7 @@ import json
 import os
 
 from . import expr, ops
-from .expr import CellError, Expr, const, elementwise, leaf, node, order
+from .expr import CellError, Expr, const, elementwise, leaf, node, order, size
 from .trace import Cell, Family, check
 
 FORMAT, VERSION = "gatework cell", 1
@@ -57,15 +57,15 @@ def as_data(cell: Cell) -> dict:
     position, own = _positions(cell), _own([*cell.next.values(), *cell.record.values()])
 
     def name(e: Expr):
-        if e.op == "const":
-            return {"number": e.attr}
+        if e.op in ("const", "size"):
+            return {"number" if e.op == "const" else "size": e.attr}
         if e.op == "param":
             return ".".join(filter(None, e.attr))
         return e.attr if e.is_leaf else position[e]
 
     return {
         "format": FORMAT, "version": VERSION, "name": cell.name, "doc": cell.doc, "source": _file_and_line(cell.source),
-        "inputs": [{"name": k, "kind": e.op, "size": e.dims[0]} for k, e in cell.inputs.items()],
+        "inputs": [{"name": k, "kind": e.op, "size": "".join(e.dims)} for k, e in cell.inputs.items()],
         "states": [{"name": k, "size": e.dims[0]} for k, e in cell.states.items()],
         "parameters": [{"name": f.name, "kind": f.kind, "rows": f.rows, "columns": f.columns or "", "gates": f.gates}
                        for f in cell.families.values()],
@@ -99,10 +99,10 @@ def _positions(cell: Cell) -> dict[Expr, int]:
 
 
 def _own(outputs: list[Expr]) -> set[Expr]:
-    """The values that rest on a leaf of the cell; the others are made of numbers alone."""
+    """The values that rest on a leaf of the cell; the others are made of numbers and sizes alone."""
     own: set[Expr] = set()
     for e in order(outputs):
-        if not own.isdisjoint(e.args) or (e.is_leaf and e.op != "const"):
+        if not own.isdisjoint(e.args) or (e.is_leaf and e.op not in ("const", "size")):
             own.add(e)
     return own
 
@@ -124,7 +124,7 @@ def from_json(text: str) -> Cell:
     families = {f.name: f for f in (_family(d, names) for d in data["parameters"])}
     values = _values(data["values"], names)
     following, record = (_outputs(data[k], k, names, values) for k in ("next", "record"))
-    if not any(e.op == "input" for e in inputs.values()) or not states or not following:
+    if not inputs or not states or not following:
         raise _refuse("a cell needs an input, a state and a next value of it")
     cell = Cell(_identifier(data["name"]), data["doc"], inputs, states, families, following, record,
                 _place(data["source"]))
@@ -197,7 +197,8 @@ def _input(record, names: dict[str, Expr]) -> tuple[str, Expr]:
     name, kind, size = _take(record, "an input", name=str, kind=str, size=str)
     if kind not in ("input", "constant"):
         raise _refuse(f'"kind" of input {name[:100]} must be "input" or "constant"; given was {kind[:100]!r}')
-    return name, _declare(names, _identifier(name), leaf(kind, name, (_identifier(size),)))
+    dims = () if kind == "input" and not size else (_identifier(size),)
+    return name, _declare(names, _identifier(name), leaf(kind, name, dims))
 
 
 def _state(record, names: dict[str, Expr]) -> tuple[str, Expr]:
@@ -208,8 +209,10 @@ def _state(record, names: dict[str, Expr]) -> tuple[str, Expr]:
 def _family(record, names: dict[str, Expr]) -> Family:
     name, kind, rows, columns, gates = _take(record, "a parameter", name=str, kind=str, rows=str, columns=str,
                                              gates=list)
-    if kind not in ("Matrix", "Vector", "Bias") or (kind == "Matrix") != bool(columns):
-        raise _refuse(f'"kind" of parameter {name[:100]} must be Matrix, with columns, or Vector or Bias, with ""')
+    fits = {"Matrix": bool(columns), "Blocks": columns == rows} | dict.fromkeys(("Vector", "Gain", "Bias"), not columns)
+    if not fits.get(kind):
+        raise _refuse(f'"kind" of parameter {name[:100]} must be Matrix, with columns, Blocks, with as many columns as '
+                      'rows, or Vector, Gain or Bias, with ""')
     if _identifier(name) in names:
         raise _refuse(f"the name {name} is given twice")
     family = Family(name, kind, _identifier(rows), _identifier(columns) if columns else None)
@@ -245,13 +248,15 @@ def _look_up(reference, names: dict[str, Expr], values: list[Expr], where: str) 
         return values[reference]
     if isinstance(reference, str) and reference in names:
         return names[reference]
+    if isinstance(reference, dict) and "size" in reference:
+        return size(_identifier(_take(reference, f"a size in {where}", size=str)[0]))
     if isinstance(reference, dict):
         try:
             return const(float(_take(reference, f"a number in {where}", number=str)[0]))
         except ValueError:
             pass
     raise _refuse(f"{where} refers to {repr(reference)[:200]}; it may name an input, a state, a row of a parameter, an "
-                  f'earlier value (0 to {len(values) - 1}), or a {{"number": "0.5"}}')
+                  f'earlier value (0 to {len(values) - 1}), a {{"number": "0.5"}} or a {{"size": "H"}}')
 
 
 def _build(op: str, args: tuple[Expr, ...], dims: tuple[str, ...], where: str) -> Expr:

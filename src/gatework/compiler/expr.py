@@ -109,7 +109,7 @@ class Expr(Arithmetic):
     def __init__(self, op, args, attr, dims, born, source):
         self.op: str = op
         self.args: tuple[Expr, ...] = args
-        self.attr = attr  # number of a const, name of a leaf, (family, row) of a param
+        self.attr = attr  # number of a const, name of a leaf or of a size, (family, row) of a param
         self.dims: tuple[str, ...] = dims  # () scalar, ("H",) vector, ("H", "I") matrix
         self.born: int = born
         self.source: str = source  # "file:line" of the equation
@@ -154,6 +154,11 @@ def const(number: float) -> Expr:
     """A number written in the equations; it takes the shape of whatever it meets."""
     # repr keeps 0.0 and -0.0 apart and makes nan equal to itself
     return node("const", attr=repr(float(number)), dims=())
+
+
+def size(name: str) -> Expr:
+    """The length of a vector, as a number: known when the kernel is made, and the same in all steps."""
+    return node("size", attr=name, dims=())
 
 
 def number(e: Expr) -> float:

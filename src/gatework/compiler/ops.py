@@ -1,14 +1,16 @@
 """The closed table of operations: their names in the notation and, beside each, its derivative.
 
 Receives `Expr`, hands on `Expr`. A rule takes the gradient d of the result, the result y and the arguments, and
-returns one gradient (or None) per argument. A backend adds one line per row: how the operation is computed.
+returns one gradient (or None) per argument. A backend adds one line per row: how the operation is computed. What is
+made of other operations (mean and the norms) has no row, and needs none.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
-from .expr import CellError, Expr, const, div, elementwise, lift, mul, node, sub, written_at
+from .expr import CellError, Expr, add, const, div, elementwise, lift, mul, node, size, sub, written_at
 
 
 def sigmoid(a) -> Expr:
@@ -63,11 +65,66 @@ def where(condition, a, b) -> Expr:
 
 def sum(a) -> Expr:
     """The sum over the features of a vector: a scalar, which spreads again over whatever it meets."""
+    return node("sum", _vector("sum() adds up the features", a), dims=())
+
+
+def mean(a) -> Expr:
+    """The mean over the features of a vector: a scalar, which spreads again over whatever it meets.
+
+    >>> from gatework.compiler import Input, Matrix, State, mean, trace
+    >>> from gatework.compiler.text import show
+    >>> def centred(x: Input, h: State, W: Matrix):
+    ...     a = W @ x + h
+    ...     return dict(h=a - mean(a))
+    >>> print(show(trace(centred), "equations"))
+    t1 = W @ x + h
+    h' = t1 - mean(t1)
+    """
+    a = _vector("mean() is taken over the features", a)
+    return div(sum(a), size(a.dims[0]))
+
+
+def layer_norm(a, *more, eps: float = 1e-5):
+    """The features of a vector, shifted and scaled to mean 0 and variance 1 (Ba et al., "Layer normalization", 2016).
+
+    (a - mean(a)) / sqrt(variance + eps), with the variance mean((a - mean(a))^2). Several vectors of one size are
+    taken as one long vector, as the gates of a cell are in the paper, and come back as a list. Gain and shift are
+    parameters of the cell: gain * layer_norm(a) + b. Raises CellError for what is no vector, or of several sizes.
+
+    >>> from gatework.compiler import Gain, Input, Matrix, State, layer_norm, trace
+    >>> def cell(x: Input, h: State, W: Matrix, gain: Gain):
+    ...     return dict(h=gain * layer_norm(W @ x + h))
+    >>> trace(cell)
+    <Cell cell: states h, parameters W, gain>
+    """
+    vectors = [_vector("layer_norm() is taken over the features", v) for v in (a, *more)]
+    centre = _mean_of_all(vectors)
+    centred = [sub(v, centre) for v in vectors]
+    deviation = sqrt(add(_mean_of_all([mul(v, v) for v in centred]), eps))
+    scaled = [div(v, deviation) for v in centred]
+    return scaled if more else scaled[0]
+
+
+def rms_norm(a, eps: float = 1e-5) -> Expr:
+    """A vector over the root of its mean square, a / sqrt(mean(a^2) + eps) (Zhang & Sennrich, 2019).
+
+    The gain is a parameter of the cell: gain * rms_norm(a). Raises CellError for what is no vector.
+    """
+    a = _vector("rms_norm() is taken over the features", a)
+    return div(a, sqrt(add(mean(mul(a, a)), eps)))
+
+
+def _vector(what: str, a) -> Expr:
     a = lift(a)
     if len(a.dims) != 1:
-        raise CellError(f"{written_at()}: sum() adds up the features of a vector; what was given has "
+        raise CellError(f"{written_at()}: {what} of a vector; what was given has "
                         f"{'no features' if not a.dims else 'two dimensions'}")
-    return node("sum", a, dims=())
+    return a
+
+
+def _mean_of_all(vectors: list[Expr]) -> Expr:
+    total = functools.reduce(add, vectors)  # one sum over features for all
+    return div(mean(total), len(vectors))
 
 
 def matvec(matrix: Expr, a: Expr) -> Expr:
@@ -121,4 +178,7 @@ DERIVATIVE: dict[str, Callable] = {
 }
 PRODUCTS = {"matvec", "matvecT", "outer"}
 
-__all__ = ["exp", "log", "maximum", "minimum", "relu", "sigmoid", "softplus", "sqrt", "sum", "tanh", "where"]
+__all__ = [
+    "exp", "layer_norm", "log", "maximum", "mean", "minimum", "relu", "rms_norm", "sigmoid", "softplus", "sqrt", "sum",
+    "tanh", "where",
+]

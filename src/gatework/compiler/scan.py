@@ -36,7 +36,7 @@ class Backward:
     the shape of the forward one: products of carried vectors, then one element-wise program.
     """
 
-    upstream: Expr                # leaf: gradient that reaches the output of this step from outside
+    upstream: dict[str, Expr]     # output -> leaf: gradient that reaches it in this step from outside
     carried: dict[Expr, Expr]     # leaf -> its value for the next turn of the loop
     lagged: dict[Expr, Expr]      # leaf -> the emitted value that it has been in the turn before
     states: dict[str, Terms]      # gradient of each first state, from values of the last turn
@@ -49,9 +49,15 @@ class Backward:
 
 @dataclass(frozen=True)
 class Scan:
-    """A cell as loops over time. Values of `saved` and the states in `stored` are kept for the backward pass."""
+    """A cell as loops over time. Values of `saved` and the states in `stored` are kept for the backward pass.
+
+    `outputs` are the names of what is handed out for every step. Those that are no next state are in `beside`: the
+    backward pass may read them too, as they were handed out.
+    """
 
     cell: Cell
+    outputs: tuple[str, ...]
+    beside: dict[str, Expr]
     before: tuple[Expr, ...]      # products of the inputs
     body: tuple[Expr, ...]
     saved: tuple[Expr, ...]
@@ -81,8 +87,8 @@ def _outers(e: Expr) -> tuple[tuple[Expr, Expr], ...]:
 
 
 @cache
-def split(cell: Cell) -> Scan:
-    """Derive the loops of a cell.
+def split(cell: Cell, outputs: tuple[str, ...] = ()) -> Scan:
+    """Derive the loops of a cell that hand out some of its states and recorded values; only its output if not said.
 
     >>> from gatework.cells import lstm
     >>> from gatework.compiler import split, trace
@@ -90,33 +96,39 @@ def split(cell: Cell) -> Scan:
     >>> len(scan.before), sum(e.op == "matvec" for e in scan.body), len(scan.saved), scan.stored
     (4, 4, 4, ('h', 'c'))
     """
-    forward = order(cell.next.values())
+    outputs = outputs or (cell.output,)
+    beside = {n: cell.value(n) for n in outputs if cell.value(n) is not cell.next.get(n)}
+    forward = order([*cell.next.values(), *beside.values()])
     leaves = set(cell.inputs.values())
     before = tuple(e for e in forward if e.op == "matvec" and e.args[1] in leaves)
     body = tuple(e for e in forward if e not in set(before) and not e.is_leaf)
-    backward, saved, stored = _backward(cell, set(forward))
-    return Scan(cell, before, body, saved, stored, backward)
+    backward, saved, stored = _backward(cell, outputs, beside, set(forward))
+    return Scan(cell, outputs, beside, before, body, saved, stored, backward)
 
 
-def _backward(cell: Cell, forward: set[Expr]) -> tuple[Backward, tuple[Expr, ...], tuple[str, ...]]:
+def _backward(cell: Cell, outputs: tuple[str, ...], beside: dict[str, Expr],
+              forward: set[Expr]) -> tuple[Backward, tuple[Expr, ...], tuple[str, ...]]:
     states = list(cell.states)
     parts = {(f.name, g): p for f in cell.families.values() for g, p in f.parts.items()}
     incoming = {s: leaf("cotangent", f"d{s}", e.dims) for s, e in cell.states.items()}
     inputs = list(cell.inputs)
-    gradients = vjp([cell.next[s] for s in states], [incoming[s] for s in states],
+    upstream = {n: leaf("upstream", f"d{n}_out", cell.value(n).dims) for n in outputs}
+    # A gradient that is read after the loop must be a value of the loop: a copy of what comes from outside.
+    outside = [node("copy", upstream[n], dims=upstream[n].dims) for n in beside]
+    gradients = vjp([*cell.next.values(), *beside.values()], [*(incoming[s] for s in cell.next), *outside],
                     [*cell.states.values(), *cell.inputs.values(), *parts.values()])
     of_state = {s: terms(g) for s, g in zip(states, gradients)}
     of_input = {n: terms(g) for n, g in zip(inputs, gradients[len(states):])}
     of_part = dict(zip(parts, gradients[len(states) + len(inputs):]))
 
     # What reaches a state of this step: the carried rest, the products begun by the turn before, and the outside.
-    upstream = leaf("upstream", f"d{cell.output}_out", cell.states[cell.output].dims)
     lag: dict[Expr, Expr] = {}
     carry: dict[str, Expr] = {}
     total: dict[Expr, Expr] = {}
     for s in states:
-        value = upstream if s == cell.output else const(0.0)
-        if of_state[s].rest is not None or s != cell.output:
+        handed = s in upstream and s not in beside
+        value = upstream[s] if handed else const(0.0)
+        if of_state[s].rest is not None or not handed:
             carry[s] = leaf("carry", f"d{s}", cell.states[s].dims)
             value = add(carry[s], value)
         for matrix, d in of_state[s].products:
@@ -150,7 +162,7 @@ def _backward(cell: Cell, forward: set[Expr]) -> tuple[Backward, tuple[Expr, ...
             of_input[name] = Terms(t.products, _accumulate(carried, t.rest, f"d{name}", t.rest.dims))
 
     # What is mentioned of the forward pass is kept, unless element-wise work brings it back from what is kept.
-    following = {e: s for s, e in cell.next.items()}
+    following = {*cell.next.values(), *beside.values()}
     roots = [*wanted, *carried.values()]
     mentioned = {r for r in roots if r in forward}
     mentioned |= {a for e in order(roots, known=forward) for a in e.args if a in forward and not a.is_leaf}
@@ -171,7 +183,8 @@ def _backward(cell: Cell, forward: set[Expr]) -> tuple[Backward, tuple[Expr, ...
     body = tuple(e for e in order(roots, known=known) if not e.is_leaf)
     # A next state that is asked for is read from its stored sequence, like the state before it.
     reads = {a for e in body for a in e.args} | set(roots) | set(vectors_of_outers)
-    stored = tuple(s for s in states if s == cell.output or cell.states[s] in reads or cell.next[s] in reads)
+    stored = tuple(s for s in states if (s in upstream and s not in beside)
+                   or cell.states[s] in reads or cell.next[s] in reads)
     emitted = tuple(e for e in wanted if e not in known and not e.is_leaf)
     result = Backward(upstream, carried, lagged, of_state, of_input, matrices, vectors, emitted, body)
     return result, tuple(saved), stored

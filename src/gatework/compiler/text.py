@@ -21,7 +21,7 @@ __all__ = ["STAGES", "fingerprint", "from_json", "show", "to_json"]
 Pairs = list[tuple[str, Expr]]
 SUM, PRODUCT, TIMES, ATOM = 10, 12, 20, 99
 _FUNCTIONS = {op: (op + "({})", ATOM, (0,))
-              for op in ("sigmoid", "tanh", "relu", "exp", "log", "sqrt", "abs", "softplus", "sum")}
+              for op in ("sigmoid", "tanh", "relu", "exp", "log", "sqrt", "abs", "softplus", "sum", "mean")}
 PLAIN = _FUNCTIONS | {
     "add": ("{} + {}", SUM, (SUM, SUM + 1)),
     "sub": ("{} - {}", SUM, (SUM, SUM + 1)),
@@ -38,7 +38,7 @@ PLAIN = _FUNCTIONS | {
     "lt": ("{} < {}", 1, (SUM, SUM)),
     "le": ("{} <= {}", 1, (SUM, SUM)),
 }
-_NAMED = {op: rf"\operatorname{{{{{op}}}}}\left({{}}\right)" for op in ("relu", "softplus", "sum")}
+_NAMED = {op: rf"\operatorname{{{{{op}}}}}\left({{}}\right)" for op in ("relu", "softplus", "sum", "mean")}
 _NAMED |= {op: rf"\{op}\left({{}}\right)" for op in ("tanh", "exp", "log")} | {"sigmoid": r"\sigma\left({}\right)"}
 LATEX = PLAIN | {op: (text, ATOM, (0,)) for op, text in _NAMED.items()} | {
     "mul": (r"{} \odot {}", TIMES, (TIMES, TIMES + 1)),
@@ -102,6 +102,8 @@ class Printer:
         op, args = e.op, e.args
         if self._negates(e):
             op, args = "neg", args[1:]
+        elif self._is_mean(e):
+            op, args = "mean", args[0].args
         elif op == "add" and self._negates(args[1]):
             op, args = "sub", (args[0], args[1].args[1])
         elif op == "mul" and self.notation is LATEX and not all(_spread(a).dims for a in args):
@@ -111,6 +113,13 @@ class Printer:
 
     def _negates(self, e: Expr) -> bool:
         return e.op == "mul" and is_const(e.args[0], -1) and e not in self.names
+
+    def _is_mean(self, e: Expr) -> bool:
+        if e.op != "div":
+            return False
+        total, count = e.args
+        return (total.op == "sum" and total not in self.names and count.op == "size"
+                and total.args[0].dims == (count.attr,))
 
     def fresh(self, pattern: str) -> Iterator[str]:
         return (name for name in map(pattern.format, itertools.count(1)) if name not in self.taken)
@@ -149,6 +158,8 @@ def _needed(outputs: Iterable[Expr], known) -> list[Expr]:
 
 
 def _plain_leaf(e: Expr) -> str:
+    if e.op == "size":
+        return f"size({e.attr})"
     return ".".join(filter(None, e.attr)) if e.op == "param" else e.attr
 
 
@@ -181,7 +192,7 @@ def _graph(cell: Cell) -> str:
 
     def argument(reference) -> str:
         if isinstance(reference, dict):
-            return reference["number"]
+            return reference.get("number") or f"size({reference['size']})"
         return f"%{reference}" if isinstance(reference, int) else reference
 
     rows = [(f"%{k}", v["op"], ", ".join(map(argument, v["args"])), f"[{', '.join(v['dims'])}]", v["source"],

@@ -22,6 +22,7 @@ class Size:
 
 
 I, H, P = Size("I"), Size("H"), Size("P")  # noqa: E741  features of the input, hidden units, projected units
+D = Size("D")  # features of one head, where a parameter is block-diagonal
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,12 @@ class Kind:
     """What an argument of a cell is; `Kind[P]` gives it another length than the usual one."""
 
     name: str
-    size: Size
+    size: Size | None  # None: a scalar
 
     def __getitem__(self, size: Size) -> Kind:
+        if self.size is None:
+            raise CellError(f"{written_at()}: a {self.name} is one number and has no size; write {self.name}, or "
+                            f"Input[{size!r}] for a vector per time step")
         if not isinstance(size, Size):
             raise CellError(f"{written_at()}: {self.name}[...] takes a Size, such as {self.name}[P] with "
                             f'P = Size("P"); {size!r} was given')
@@ -41,12 +45,17 @@ class Kind:
         return self.name if self.size in (_USUAL.get(self.name), None) else f"{self.name}[{self.size}]"
 
 
-_USUAL = {"Input": I, "Constant": H, "State": H, "Matrix": H, "Vector": H, "Bias": H}
+_USUAL = {"Input": I, "Scalar": None, "Constant": H, "State": H, "Matrix": H, "Blocks": H, "Vector": H, "Gain": H,
+          "Bias": H}
+_KINDS = ", ".join(_USUAL)
 Input = Kind("Input", I)        # one vector per time step
+Scalar = Kind("Scalar", None)   # one number per time step, such as the time since the step before
 Constant = Kind("Constant", H)  # one vector for the whole sequence
 State = Kind("State", H)        # carried from step to step
 Matrix = Kind("Matrix", H)      # parameter: rows W.i, W.f, ..., each a matrix with `size` rows
+Blocks = Kind("Blocks", H)      # parameter: rows R.i, R.f, ..., each a block-diagonal matrix, one block per head
 Vector = Kind("Vector", H)      # parameter: rows p.i, p.f, ..., each a vector
+Gain = Kind("Gain", H)          # a Vector that a layer starts at 1: the scale of a norm
 Bias = Kind("Bias", H)          # a Vector that a layer with bias=False leaves out
 
 
@@ -61,6 +70,11 @@ class Family:
     gates: list[str] = field(default_factory=list)
     source: str = ""
     parts: dict[str, Expr] = field(default_factory=dict)
+
+    @property
+    def stored_columns(self) -> str | None:
+        """The size of a stored row. The equations see a whole matrix where only the blocks of its heads are stored."""
+        return D.name if self.kind == "Blocks" else self.columns
 
     def part(self, gate: str) -> Expr:
         if gate not in self.parts:
@@ -118,6 +132,10 @@ class Matrices(Arithmetic):
         if len(value.dims) != 1:
             raise CellError(f"{written_at()}: {name} @ needs a vector on its right side; what was given is a scalar")
         width = value.dims[0]
+        if family.kind == "Blocks" and width != family.rows:
+            raise CellError(f"{written_at()}: {name} multiplies a vector of size {width}, but is annotated Blocks: its "
+                            f"blocks map the heads of a vector onto themselves, so that needs the size {family.rows}; "
+                            "use a Matrix for another size")
         if family.columns is None:
             family.columns = width
         if family.columns != width:
@@ -135,16 +153,21 @@ class Cell:
 
     name: str
     doc: str
-    inputs: dict[str, Expr]  # leaves, the first is the main input; `Constant` ones have op "constant"
+    inputs: dict[str, Expr]  # leaves, the first is the main input; a `Constant` has op "constant", a `Scalar` no dims
     states: dict[str, Expr]  # leaves
     families: dict[str, Family]
     next: dict[str, Expr]
     record: dict[str, Expr]
     source: str
+    handed: dict[str, Expr] = field(default_factory=dict)  # what is handed out in place of a state, where they differ
 
     @functools.cached_property
     def output(self) -> str:
         return next(iter(self.next))
+
+    def value(self, name: str) -> Expr:
+        """What is handed out under the name of a state (its next value) or of a recorded value."""
+        return next(values[name] for values in (self.handed, self.next, self.record) if name in values)
 
     @property
     def sizes(self) -> list[str]:
@@ -153,7 +176,7 @@ class Cell:
         for e in [*self.inputs.values(), *self.states.values()]:
             found |= dict.fromkeys(e.dims)
         for f in self.families.values():
-            found |= {f.rows: None} | ({f.columns: None} if f.columns else {})
+            found |= dict.fromkeys(filter(None, (f.rows, f.columns, f.stored_columns)))
         return list(found)
 
     @functools.cached_property
@@ -178,9 +201,11 @@ def _arguments(function) -> dict[str, Kind]:
     inner = function.func if isinstance(function, functools.partial) else function
     try:
         hints = inspect.get_annotations(inner, eval_str=True)
+    except CellError as error:  # raised in a line of its own, where the annotation is a string
+        raise CellError(f"{_where(inner)}: {str(error).partition(': ')[2]}") from None
     except (NameError, AttributeError) as error:
         raise CellError(f"{_where(inner)}: an annotation of {inner.__name__} cannot be read ({error}); import the "
-                        "kinds from gatework.compiler: Input, Constant, State, Matrix, Vector, Bias") from error
+                        f"kinds from gatework.compiler: {_KINDS}") from error
     kinds = {}
     for name, parameter in inspect.signature(inner).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
@@ -189,8 +214,8 @@ def _arguments(function) -> dict[str, Kind]:
             raise CellError(f"{_where(inner)}: {inner.__name__} takes {parameter}; a cell names each of its arguments")
         kind = hints.get(name)
         if not isinstance(kind, Kind):
-            raise CellError(f"{_where(inner)}: argument {name} of {inner.__name__} needs one of the annotations Input, "
-                            f"Constant, State, Matrix, Vector, Bias; it has {kind!r}. Settings go behind a bare *")
+            raise CellError(f"{_where(inner)}: argument {name} of {inner.__name__} needs one of the annotations "
+                            f"{_KINDS}; it has {kind!r}. Settings go behind a bare *")
         kinds[name] = kind
     return kinds
 
@@ -220,7 +245,9 @@ def trace(function: Callable | Cell, bias: bool = True) -> Cell:
     place = _where(inner)
     inputs, states, families, arguments = {}, {}, {}, []
     for name, kind in _arguments(function).items():
-        if kind.name in ("Input", "Constant"):
+        if kind.name == "Scalar":
+            value = inputs[name] = leaf("input", name, ())
+        elif kind.name in ("Input", "Constant"):
             value = inputs[name] = leaf(kind.name.lower(), name, (kind.size.name,))
         elif kind.name == "State":
             value = states[name] = leaf("state", name, (kind.size.name,))
@@ -228,9 +255,9 @@ def trace(function: Callable | Cell, bias: bool = True) -> Cell:
             value = _NoBias()
         else:
             families[name] = Family(name, kind.name, kind.size.name)
-            value = (Matrices if kind.name == "Matrix" else Vectors)(families[name])
+            value = (Matrices if kind.name in ("Matrix", "Blocks") else Vectors)(families[name])
         arguments.append(value)
-    if not any(e.op == "input" for e in inputs.values()):
+    if not any(e.op == "input" and e.dims for e in inputs.values()):
         raise CellError(f"{place}: {inner.__name__} has no argument annotated Input; a cell needs one: x: Input")
     if not states:
         raise CellError(f"{place}: {inner.__name__} has no argument annotated State; a cell needs one: h: State")
@@ -284,6 +311,10 @@ def check(cell: Cell) -> None:
     for label in [name, *cell.sizes, *cell.inputs, *cell.states, *cell.families, *rows, *cell.record]:
         if not label.isidentifier():
             raise CellError(f"{where}: {label!r} in {name} is not a Python identifier; name it with letters, digits, _")
+    main, first = next(iter(cell.inputs.items()))
+    if first.op != "input" or not first.dims:
+        raise CellError(f"{where}: the first input of {name} is {main}, but a layer gives the sequence to the first "
+                        "one, which so must be annotated Input; move it behind that one")
     for state, e in cell.states.items():
         if state not in cell.next:
             raise CellError(f"{where}: state {state} of {name} is not returned; return dict({state}=..., ...) with its "
@@ -303,6 +334,11 @@ def check(cell: Cell) -> None:
             raise CellError(f"{where}: recorded value {key} of {name} is a matrix; only vectors can be recorded")
     if not cell.families:
         raise CellError(f"{where}: {name} has no parameter, so there is nothing to learn; add one, such as U: Matrix")
+    unknown = {e.attr for e in order([*cell.next.values(), *cell.record.values()]) if e.op == "size"}.difference(
+        cell.sizes)
+    if unknown:
+        raise CellError(f"{where}: {name} asks for the size {', '.join(sorted(unknown))}, which none of its arguments "
+                        f"has; they have {', '.join(cell.sizes)}")
     used = set(order(cell.next.values()))
     for key, e in cell.inputs.items():
         if e not in used:

@@ -1,4 +1,7 @@
-"""Layers with names of their own: drop-in replacements of torch.nn's, and their open variants."""
+"""Layers with names of their own: drop-in replacements of torch.nn's, and their open variants.
+
+`options` are what `Recurrent` takes by name only: regularisation, initialisation, checkpointing, backend.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from .recurrent import Recurrent
 class RNN(Recurrent):
     """Plain recurrent network: torch.nn.RNN with the same arguments, results and state_dict.
 
-    `nonlinearity` is "tanh" or "relu". Shapes and errors: see `Recurrent`.
+    `nonlinearity` is "tanh" or "relu". Shapes, options and errors: see `Recurrent`.
 
     >>> import torch, gatework
     >>> theirs = torch.nn.RNN(8, 16, nonlinearity="relu")
@@ -22,18 +25,18 @@ class RNN(Recurrent):
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh",
                  bias: bool = True, batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
-                 device=None, dtype=None, *, backend: str = "auto"):
+                 device=None, dtype=None, **options):
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f'nonlinearity is "tanh" or "relu"; {nonlinearity!r} was given')
         super().__init__(partial(cells.elman, nonlinearity=nonlinearity), input_size, hidden_size, num_layers, bias,
-                         batch_first, dropout, bidirectional, 0, device, dtype, backend=backend)
+                         batch_first, dropout, bidirectional, 0, device, dtype, **options)
         self.nonlinearity = nonlinearity
 
 
 class LSTM(Recurrent):
     """Long short-term memory: torch.nn.LSTM with the same arguments, results and state_dict, `proj_size` included.
 
-    Shapes and errors: see `Recurrent`.
+    Shapes, options and errors: see `Recurrent`.
 
     >>> import torch, gatework
     >>> layer = gatework.nn.LSTM(8, 16, num_layers=2, bidirectional=True)
@@ -44,13 +47,15 @@ class LSTM(Recurrent):
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
-                 device=None, dtype=None, *, backend: str = "auto"):
+                 device=None, dtype=None, **options):
         super().__init__(cells.projected_lstm if proj_size else cells.lstm, input_size, hidden_size, num_layers, bias,
-                         batch_first, dropout, bidirectional, proj_size, device, dtype, backend=backend)
+                         batch_first, dropout, bidirectional, proj_size, device, dtype, **options)
 
 
 class GRU(Recurrent):
-    """Gated recurrent unit: torch.nn.GRU with the same arguments, results and state_dict. Shapes: see `Recurrent`.
+    """Gated recurrent unit: torch.nn.GRU with the same arguments, results and state_dict.
+
+    Shapes, options and errors: see `Recurrent`.
 
     >>> import torch, gatework
     >>> output, h = gatework.nn.GRU(8, 16, batch_first=True)(torch.randn(3, 5, 8))
@@ -60,9 +65,9 @@ class GRU(Recurrent):
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, device=None, dtype=None,
-                 *, backend: str = "auto"):
+                 **options):
         super().__init__(cells.gru, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0,
-                         device, dtype, backend=backend)
+                         device, dtype, **options)
 
 
 class PeepholeLSTM(Recurrent):
@@ -79,9 +84,9 @@ class PeepholeLSTM(Recurrent):
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, device=None, dtype=None,
-                 *, peepholes: str = "ifo", backend: str = "auto"):
+                 *, peepholes: str = "ifo", **options):
         super().__init__(partial(cells.peephole_lstm, peepholes=peepholes), input_size, hidden_size, num_layers, bias,
-                         batch_first, dropout, bidirectional, 0, device, dtype, backend=backend)
+                         batch_first, dropout, bidirectional, 0, device, dtype, **options)
         self.peepholes = peepholes
 
 
@@ -95,6 +100,45 @@ class CoupledLSTM(Recurrent):
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, device=None, dtype=None,
-                 *, backend: str = "auto"):
+                 **options):
         super().__init__(cells.coupled_lstm, input_size, hidden_size, num_layers, bias, batch_first, dropout,
-                         bidirectional, 0, device, dtype, backend=backend)
+                         bidirectional, 0, device, dtype, **options)
+
+
+class LayerNormLSTM(Recurrent):
+    """LSTM with layer normalisation (Ba et al., 2016), see `gatework.cells.layer_norm_lstm`; arguments and shapes as
+    `LSTM`.
+
+    The gains `gx_l0`, `gh_l0` (of all four gates) and `gc_l0` begin at 1. `eps` is what keeps a norm from a division by
+    0.
+
+    >>> import torch, gatework
+    >>> layer = gatework.nn.LayerNormLSTM(8, 16, recurrent_dropout=0.1)
+    >>> layer(torch.randn(5, 3, 8))[0].shape, layer.gx_l0.shape
+    (torch.Size([5, 3, 16]), torch.Size([64]))
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+                 batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, device=None, dtype=None,
+                 *, eps: float = 1e-5, **options):
+        super().__init__(partial(cells.layer_norm_lstm, eps=eps), input_size, hidden_size, num_layers, bias,
+                         batch_first, dropout, bidirectional, 0, device, dtype, **options)
+
+
+class LayerNormGRU(Recurrent):
+    """GRU with layer normalisation (Ba et al., 2016), see `gatework.cells.layer_norm_gru`; arguments and shapes as
+    `GRU`.
+
+    The gains `gx_l0` and `gh_l0` (of both gates and the candidate) begin at 1. `eps` is what keeps a norm from a
+    division by 0. The update gate writes where it is 1, as in the paper; that of `GRU` keeps.
+
+    >>> import torch, gatework
+    >>> gatework.nn.LayerNormGRU(8, 16)(torch.randn(5, 3, 8))[0].shape
+    torch.Size([5, 3, 16])
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+                 batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, device=None, dtype=None,
+                 *, eps: float = 1e-5, **options):
+        super().__init__(partial(cells.layer_norm_gru, eps=eps), input_size, hidden_size, num_layers, bias, batch_first,
+                         dropout, bidirectional, 0, device, dtype, **options)

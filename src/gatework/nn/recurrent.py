@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from ..autograd import BACKENDS, register, scan
+from ..autograd import register, scan
 from ..compiler import Cell, trace
+from ..compiler.transform import with_resets
+from .arguments import (
+    check_input,
+    check_lengths,
+    check_packed,
+    check_resets,
+    check_states,
+    recorded_names,
+)
+from .initialise import Initialisation
+from .options import check_options, lengths_of_sizes
+from .ragged import Ragged
+from .regularise import Regularisation
 
 # Letters of the papers on the left, the names that torch.nn gives the same parameters on the right.
 TORCH_NAMES = {"W": "weight_ih", "U": "weight_hh", "b": "bias_ih", "d": "bias_hh", "R": "weight_hr",
                "p": "weight_peephole"}
+
+
+@dataclass
+class _Call:
+    """What all layers and directions of one call have in common."""
+
+    rows: int
+    recorded: tuple[str, ...]
+    ragged: Ragged | None = None
+    further: tuple[Tensor, ...] = ()
+    resets: list[Tensor] | None = None  # by direction, 1 in a step after which a row begins anew
 
 
 class Recurrent(torch.nn.Module):
@@ -29,17 +52,43 @@ class Recurrent(torch.nn.Module):
         num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in `torch.nn.LSTM`.
         proj_size: the size P, for a cell that has one (`projected_lstm`).
         sizes: lengths of further sizes that the cell names, such as `{"Q": 32}`.
+        initial_state: learn the first states, parameters `initial_h_l0`, ... of size [size], zero at first. They stand
+            in wherever a row begins: without `hx`, and after each reset.
+        zoneout: states of the step before that stay, instead of the new ones (Krueger et al., 2017). Like the next two
+            a rate from 0 to below 1, or rates by name, such as {"h": 0.05, "c": 0.5}. In eval() the mean is taken.
+        recurrent_dropout: of the candidate, recorded as g or n, or of recorded values by name; anew in every step
+            (Semeniuta et al., 2016). `record` shows these values as they act, dropped.
+        variational_dropout: of each layer's input, and of the states where matrices multiply them, all by default; the
+            same units in all steps and for all gates (Gal & Ghahramani, 2016).
+        weight_dropout: of the weights of the matrices that multiply a state (Merity et al., AWD-LSTM, 2018).
+        init: "torch", all from U(-1/sqrt(H), 1/sqrt(H)); "orthogonal", recurrent matrices orthogonal per gate, others
+            Glorot, biases 0; "glorot", all Glorot, biases 0. Gains of norms begin at 1.
+        forget_bias: what the biases of each gate that keeps a state add up to at first: f of the LSTM, z of the GRU. A
+            gate that writes where it is open (f = 1 - i, or z of other papers) gets the opposite sign.
+        chrono_steps: chrono initialisation of these biases, for memories of up to so many steps (Tallec & Ollivier,
+            2018): log(U(1, chrono_steps - 1)), and the opposite for the input gate.
+        checkpoint_every: keep the states of every so many steps only and compute the rest again in the backward pass;
+            "auto" chooses. Gradients are the same, memory shrinks to that of a few stretches, time grows by a third.
         backend: "auto" (the fused kernels where they serve the device and dtype, else the reference), "cpu",
             or "reference" (a loop in torch, differentiable any number of times).
 
     Parameters are called `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, `bias_hh_l0`, `weight_hr_l0` for the cell's
     W, U, b, d and R, like in torch.nn, and `p_l0` for any other letter p; `_reverse` marks the second direction.
-    All are drawn from U(-1/sqrt(H), 1/sqrt(H)), in the order in which torch.nn draws them.
+    They are drawn in the order in which torch.nn draws them. What is dropped, or kept by zoneout, is drawn by torch's
+    generator anew for each call, and for each of `step`, while the layer trains; eval() ends it. The order is told at
+    `gatework.nn.regularise`.
 
     Called with `input` [T, B, I] ([B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence) and the first
-    states [layers * directions, B, size]: one tensor for a cell with one state, a tuple in the cell's order for more;
-    zeros if not given. Further inputs of the cell are given by name. Returns the output [T, B, directions * size] and
-    the last states, in the form of the first ones.
+    states `hx` [layers * directions, B, size]: one tensor for a cell with one state, a tuple in the cell's order for
+    more; the initial ones if not given. Further inputs of the cell are given by name. Returns the output
+    [T, B, directions * size] and the last states, in the form of the first ones. By name only:
+
+        lengths: [B] whole numbers from 0 to T, in any order: the steps that each row has. Behind them the output is 0
+            and nothing has a gradient; the last states are those at each row's own end. Padding costs no work.
+        resets: [T, B] boolean ([B, T] with batch_first): the sequence is cut in front of step t, whose first state is
+            the initial one again (zero, or learned), in both directions. `hx` is what a row goes on from otherwise.
+        record: names of the equations' values and states, or True for all: then a third result maps "i_l0",
+            "i_l0_reverse", ... to the values [T, B, size] of each layer and direction, gates activated, differentiable.
 
     Raises ValueError or TypeError, naming what was given and what is needed, for sizes, dtypes or devices that do not
     fit together.
@@ -49,60 +98,67 @@ class Recurrent(torch.nn.Module):
     >>> output, (h, c) = layer(torch.randn(5, 3, 8))
     >>> output.shape, h.shape, c.shape
     (torch.Size([5, 3, 16]), torch.Size([1, 3, 16]), torch.Size([1, 3, 16]))
+    >>> gatework.nn.LSTM(8, 16, zoneout={"h": 0.05, "c": 0.5}, recurrent_dropout=0.1, forget_bias=1.0)
+    LSTM(lstm, 8, 16, zoneout={'h': 0.05, 'c': 0.5}, recurrent_dropout=0.1, forget_bias=1.0)
     """
 
     def __init__(self, cell: Callable | Cell, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
                  batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
-                 device=None, dtype=None, *, sizes: Mapping[str, int] | None = None, backend: str = "auto"):
+                 device=None, dtype=None, *, sizes: Mapping[str, int] | None = None, initial_state: bool = False,
+                 zoneout: float | Mapping[str, float] = 0.0, recurrent_dropout: float | Mapping[str, float] = 0.0,
+                 variational_dropout: float | Mapping[str, float] = 0.0, weight_dropout: float = 0.0,
+                 init: str = "torch", forget_bias: float | None = None, chrono_steps: float | None = None,
+                 checkpoint_every: int | str | None = None, backend: str = "auto"):
         super().__init__()
-        for name, value in dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; {value!r} was given")
-        if isinstance(proj_size, bool) or not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
-            raise ValueError(f"proj_size must be a whole number, at least 0 and smaller than hidden_size="
-                             f"{hidden_size}; {proj_size!r} was given")
-        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
-            raise ValueError(f"dropout is a probability between 0 and 1; {dropout!r} was given")
-        if dropout > 0 and num_layers == 1:
-            warnings.warn(f"dropout={dropout} acts on the output of every layer but the last, and num_layers is 1: it "
-                          "has no effect", stacklevel=2)
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}; {backend!r} was given")
-        self.cell = register(trace(cell, bias))
+        check_options(input_size, hidden_size, num_layers, dropout, proj_size, checkpoint_every, backend)
+        self.cell = trace(cell, bias)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional, self.proj_size, self.backend = bidirectional, proj_size, backend
-        self.sizes = self._sizes(sizes or {})
-        self._further = list(self.cell.inputs)[1:]
+        self.initial_state, self.checkpoint_every = initial_state, checkpoint_every
+        self.zoneout, self.recurrent_dropout = zoneout, recurrent_dropout
+        self.variational_dropout, self.weight_dropout = variational_dropout, weight_dropout
+        self.init, self.forget_bias, self.chrono_steps = init, forget_bias, chrono_steps
+        self._initialisation.check(self.cell)
+        self._register_cells()
+        self.sizes = lengths_of_sizes(self.cell, input_size, hidden_size, proj_size, sizes or {})
         self._names: list[list[str]] = []
+        self._initial_names: list[list[str]] = []
         options = dict(device=device, dtype=dtype)
         for layer in range(num_layers):
             for suffix in self._suffixes(layer):
                 names = []
                 for family in self.cell.families.values():
                     shape = [len(family.gates) * self._length(family.rows, layer)]
-                    if family.columns:
-                        shape.append(self._length(family.columns, layer))
+                    if family.stored_columns:
+                        shape.append(self._length(family.stored_columns, layer))
                     names.append(TORCH_NAMES.get(family.name, family.name) + suffix)
                     self.register_parameter(names[-1], torch.nn.Parameter(torch.empty(shape, **options)))
                 self._names.append(names)
+                self._initial_names.append([f"initial_{s}{suffix}" for s in self.cell.states] if initial_state else [])
+                for name, e in zip(self._initial_names[-1], self.cell.states.values()):
+                    first = torch.empty(self.sizes[e.dims[0]], **options)
+                    self.register_parameter(name, torch.nn.Parameter(first))
         self.reset_parameters()
 
-    def _sizes(self, extra: Mapping[str, int]) -> dict[str, int]:
-        known = {"I": self.input_size, "H": self.hidden_size}
-        if "P" in self.cell.sizes and "P" not in extra:
-            if not 0 < self.proj_size:
-                raise ValueError(f"{self.cell.name} projects its state; give proj_size, the size of the projection")
-            known["P"] = self.proj_size
-        elif self.proj_size and "P" not in self.cell.sizes:
-            raise ValueError(f"{self.cell.name} has no projection, so proj_size={self.proj_size} has no meaning; use "
-                             "gatework.cells.projected_lstm, or leave proj_size at 0")
-        missing = [s for s in self.cell.sizes if s not in {**known, **extra}]
-        unknown = [s for s in extra if s not in self.cell.sizes or s in known]
-        if missing or unknown:
-            raise ValueError(f"{self.cell.name} has the sizes {', '.join(self.cell.sizes)}; sizes= must give "
-                             f"{', '.join(missing) or 'nothing'} and gives {', '.join(extra) or 'nothing'}")
-        return known | dict(extra)
+    def _register_cells(self) -> None:
+        """Make known to compilers whatever a call may run."""
+        self.cell = register(self.cell)
+        random = Regularisation(self.cell, self.zoneout, self.recurrent_dropout, self.variational_dropout,
+                                self.weight_dropout)
+        self._random = random or None  # None: nothing to look at in any call
+        # For training and for evaluation: the cell, and the one with resets.
+        self._cells = {training: (register(c), register(with_resets(c, self.initial_state)))
+                       for training, c in ((True, random.training), (False, random.evaluation))}
+
+    @property
+    def evaluation_cell(self) -> Cell:
+        """The cell that runs in eval(): without dropout, and with the mean over the masks of zoneout."""
+        return self._cells[False][0]
+
+    @property
+    def _initialisation(self) -> Initialisation:
+        return Initialisation(self.init, self.forget_bias, self.chrono_steps)
 
     @property
     def _output_size(self) -> int:
@@ -116,196 +172,214 @@ class Recurrent(torch.nn.Module):
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}"] + ([f"_l{layer}_reverse"] if self.bidirectional else [])
 
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_cells", "_random")}
+
     def __setstate__(self, state) -> None:
         super().__setstate__(state)
-        self.cell = register(self.cell)  # also in the process that a pickled layer arrives in
+        self._register_cells()  # also in the process that a pickled layer arrives in
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew from U(-1/sqrt(H), 1/sqrt(H))."""
-        bound = 1.0 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            torch.nn.init.uniform_(parameter, -bound, bound)
+        """Draw all weights anew, as `init`, `forget_bias` and `chrono_steps` say; learned first states begin at 0."""
+        for weights in self.all_weights:
+            self._initialisation.fill(self.cell, weights, self.hidden_size)
+        for name in (n for names in self._initial_names for n in names):
+            torch.nn.init.zeros_(getattr(self, name))
 
     def flatten_parameters(self) -> None:
         """Do nothing: parameters are never copied into one buffer here. Kept for code written for torch.nn."""
 
     @property
     def all_weights(self) -> list[list[torch.nn.Parameter]]:
-        """The parameters, one list per layer and direction."""
+        """The weights, one list per layer and direction."""
         return [[getattr(self, name) for name in names] for names in self._names]
+
+    @property
+    def first_parameter(self) -> torch.nn.Parameter:
+        return getattr(self, self._names[0][0])
 
     def extra_repr(self) -> str:
         options = [f"{self.cell.name}, {self.input_size}, {self.hidden_size}"]
         usual = dict(num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False, proj_size=0,
+                     initial_state=False, zoneout=0.0, recurrent_dropout=0.0, variational_dropout=0.0,
+                     weight_dropout=0.0, init="torch", forget_bias=None, chrono_steps=None, checkpoint_every=None,
                      backend="auto")
-        return ", ".join(options + [f"{k}={getattr(self, k)}" for k, v in usual.items() if getattr(self, k) != v])
+        return ", ".join(options + [f"{k}={getattr(self, k)!r}" for k, v in usual.items() if getattr(self, k) != v])
 
-    def forward(self, input: Tensor | PackedSequence, hx=None, **inputs: Tensor):
+    def forward(self, input: Tensor | PackedSequence, hx=None, *, lengths: Sequence[int] | Tensor | None = None,
+                resets: Tensor | None = None, record: bool | str | Sequence[str] | None = None, **inputs: Tensor):
+        recorded = recorded_names(self.cell, record)
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, inputs)
-        self._check_input(input, inputs)
-        unbatched = input.dim() == 2
-        if unbatched:
-            input = input.unsqueeze(1)
-            inputs = {k: v.unsqueeze(-2) for k, v in inputs.items()}
-        elif self.batch_first:
-            input = input.transpose(0, 1)
-            inputs = {k: v.transpose(0, 1) if v.dim() == 3 else v for k, v in inputs.items()}
-        if input.shape[0] == 0 or input.shape[1] == 0:
-            raise ValueError(f"input has {input.shape[0]} time steps and {input.shape[1]} rows; both must be at least "
-                             "1. Leave out the call for an empty batch")
-        states = self._first_states(None if unbatched else input.shape[1], hx, input)
-        output, last = self._layers(input, states, lambda x, first, names, reverse: self._scan(
-            [x, *(inputs[k] for k in self._further)], first, names, reverse))
-        if unbatched:
-            output, last = output.squeeze(1), [s.squeeze(1) for s in last]
-        elif self.batch_first:
-            output = output.transpose(0, 1)
-        return output, self._form(last)
+            check_packed(self, input, lengths, resets, inputs)
+            call = _Call(int(input.batch_sizes[0]), recorded, Ragged.of_packed(input))
+            states = self._first_states(hx, (call.rows,), input.data)
+            output, last, records = self._layers(input.data, states, call)
 
-    def _forward_packed(self, packed: PackedSequence, hx, inputs):
-        if inputs or self._further:
-            raise ValueError(f"a PackedSequence carries one input; give padded tensors for a cell with the further "
-                             f"inputs {', '.join(self._further) or 'none'}")
-        data, batch_sizes = packed.data, packed.batch_sizes.tolist()
-        self._check_features(data)
-        self._check_kind("input", data)
-        # Runs of steps with the same rows are dense sequences: [first step, end, rows, where they lie in the data].
-        segments, begin, offset = [], 0, 0
-        for t in range(1, len(batch_sizes) + 1):
-            if t == len(batch_sizes) or batch_sizes[t] != batch_sizes[begin]:
-                count = (t - begin) * batch_sizes[begin]
-                segments.append((t - begin, batch_sizes[begin], slice(offset, offset + count)))
-                begin, offset = t, offset + count
-        states = self._first_states(batch_sizes[0], hx, data)
-        if hx is not None and packed.sorted_indices is not None:
-            states = [s.index_select(1, packed.sorted_indices) for s in states]
+            def form(y: Tensor):
+                return PackedSequence(y, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
 
-        def run(x, first, names, reverse):
-            # Rows are sorted by length. Forward they leave at the end of a segment; in reverse they join at its start.
-            outputs, live, ended = [None] * len(segments), first, []
-            if reverse:
-                live = [s[:0] for s in first]
-            for k in reversed(range(len(segments))) if reverse else range(len(segments)):
-                steps, rows, where = segments[k]
-                if reverse:
-                    live = [torch.cat([s, f[s.shape[0]:rows]]) for s, f in zip(live, first)]
-                elif live[0].shape[0] > rows:
-                    ended.append([s[rows:] for s in live])
-                    live = [s[:rows] for s in live]
-                y, live = self._scan([x[where].reshape(steps, rows, -1)], live, names, reverse)
-                outputs[k] = y.reshape(steps * rows, -1)
-            last = [torch.cat([s, *(e[j] for e in reversed(ended))]) for j, s in enumerate(live)]
-            return torch.cat(outputs), last
+            return self._results(form(output), last, {n: form(y) for n, y in records.items()}, record)
+        check_input(self, input, inputs)
+        if input.dim() == 2:
+            return self._unbatched(input, hx, lengths, resets, record, inputs)
+        steps, rows = input.shape[1::-1] if self.batch_first else input.shape[:2]
+        call = _Call(rows, recorded)
+        if lengths is not None:
+            lengths = check_lengths(lengths, rows, steps)
+            call.ragged = Ragged.of_lengths(lengths, steps, self.batch_first, input.device)
+        call.further = tuple(self._lay_out(inputs[k], call) for k in list(self.cell.inputs)[1:])
+        states = self._first_states(hx, (rows,), input)
+        if resets is not None:
+            resets = check_resets(resets, input)
+            states = states if hx is None else self._begin_anew(states, resets, lengths)
+            call.resets = self._after_steps(resets, lengths, call)
+        output, last, records = self._layers(self._lay_out(input, call), states, call)
 
-        output, last = self._layers(data, states, run)
-        if packed.unsorted_indices is not None:
-            last = [s.index_select(1, packed.unsorted_indices) for s in last]
-        output = PackedSequence(output, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-        return output, self._form(last)
+        def pad(y: Tensor) -> Tensor:
+            if call.ragged is not None:
+                return call.ragged.pad(y, input.shape[:2])
+            return y.transpose(0, 1) if self.batch_first else y
 
-    def _layers(self, x: Tensor, states: list[Tensor], run) -> tuple[Tensor, list[Tensor]]:
-        """Run all layers and directions; `states` and the result are [layers * directions, B, size] per state."""
+        return self._results(pad(output), last, {n: pad(y) for n, y in records.items()}, record)
+
+    def _unbatched(self, input: Tensor, hx, lengths, resets, record, inputs):
+        """[T, I], as a batch of one row."""
+        if lengths is not None:
+            raise ValueError(f"lengths= says what is padding in a batch; an unbatched input {tuple(input.shape)} has "
+                             "just its own length")
+        at = 0 if self.batch_first else 1
+        if resets is not None:
+            resets = check_resets(resets, input).unsqueeze(at)
+        if hx is not None:
+            hx = [s.unsqueeze(1) for s in check_states(self, hx, self._state_shapes(()))]
+        inputs = {k: v.unsqueeze(0 if v.dim() == 1 else at) for k, v in inputs.items()}
+        output, last, records = self(input.unsqueeze(at), hx, resets=resets, record=record or (), **inputs)
+        last = [last] if isinstance(last, Tensor) else last
+        return self._results(output.squeeze(at), [s.squeeze(1) for s in last],
+                             {n: y.squeeze(at) for n, y in records.items()}, record)
+
+    def _results(self, output, last: list[Tensor], records: dict, record):
+        state = last[0] if len(last) == 1 else tuple(last)
+        return (output, state) if record is None or record is False else (output, state, records)
+
+    def step(self, input: Tensor, state=None, **inputs: Tensor):
+        """One time step: `input` [B, I] (or [I]) and the state that the step before returned, or None at first.
+
+        Further inputs of the cell are given by name, for this step. Returns the output [B, size] and the next state.
+        `gatework.runtime` takes the same steps faster and without torch. Raises ValueError for a bidirectional layer,
+        which needs the whole sequence.
+
+        >>> import torch, gatework
+        >>> layer = gatework.nn.GRU(8, 16)
+        >>> x, state = torch.randn(5, 3, 8), None
+        >>> for t in range(5):
+        ...     y, state = layer.step(x[t], state)
+        >>> torch.allclose(state, layer(x)[1], atol=1e-6)
+        True
+        """
+        if self.bidirectional:
+            raise ValueError("a bidirectional layer reads the sequence from both ends, so it cannot go step by step; "
+                             "use bidirectional=False")
+        if input.dim() not in (1, 2):
+            raise ValueError(f"one step of input is [B, I], or [I] unbatched; its shape is {tuple(input.shape)}. Give "
+                             "whole sequences to the layer itself")
+        at = 1 if self.batch_first and input.dim() == 2 else 0
+        inputs = {k: v if k in self.cell.inputs and self.cell.inputs[k].op == "constant" else v.unsqueeze(at)
+                  for k, v in inputs.items()}
+        output, state = self(input.unsqueeze(at), state, **inputs)
+        return output.squeeze(at), state
+
+    # ---- the parts of a call
+
+    def _lay_out(self, value: Tensor, call: _Call) -> Tensor:
+        """A sequence as [T, B, size], or stored without its padding; a constant with its rows in that order."""
+        if call.ragged is not None:
+            return call.ragged.sort(value, 0) if value.dim() == 2 else call.ragged.pack(value)
+        return value.transpose(0, 1) if self.batch_first and value.dim() == 3 else value
+
+    def _begin_anew(self, states: list[Tensor], resets: Tensor, lengths: Tensor | None) -> list[Tensor]:
+        """Where step 0 is a reset, no forward direction goes on from the state that was given."""
+        at_once = resets[:, 0] if self.batch_first else resets[0]
+        if lengths is not None:
+            at_once = at_once & (lengths > 0).to(resets.device)
+        forward = torch.arange(len(states[0]), device=resets.device) % (1 + self.bidirectional) == 0
+        anew = forward[:, None, None] & at_once[None, :, None]
+        return [torch.where(anew, first, s) for first, s in zip(self._initial(states[0].shape[1:2], states[0]), states)]
+
+    def _after_steps(self, resets: Tensor, lengths: Tensor | None, call: _Call) -> list[Tensor]:
+        """For each direction: 1 in a step after which the row begins anew, else 0; laid out as the inputs are.
+
+        A reset cuts the sequence in front of step t: forward that is after step t - 1, in reverse after step t. What
+        comes after the last step is no step, so the state is handed out as it is.
+        """
+        resets = resets.transpose(0, 1) if self.batch_first else resets
+        none = torch.zeros_like(resets[:1])
+        forward, reverse = torch.cat([resets[1:], none]), torch.cat([none, resets[1:]])
+        if lengths is not None:
+            steps = torch.arange(1, len(resets) + 1)
+            forward = forward & (steps[:, None] < lengths).to(resets.device)
+        found = []
+        for after in (forward, reverse)[:1 + self.bidirectional]:
+            after = after.transpose(0, 1) if self.batch_first else after
+            found.append(self._lay_out(after.unsqueeze(2).to(self.first_parameter.dtype), call))
+        return found
+
+    def _layers(self, x: Tensor, states: list[Tensor], call: _Call):
+        """Run all layers and directions; `states` and the last states are [layers * directions, B, size] per state."""
         directions = 1 + self.bidirectional
+        if call.ragged is not None:
+            states = [call.ragged.sort(s, 1) for s in states]
         last: list[list[Tensor]] = []
+        records: dict[str, Tensor] = {}
         for layer in range(self.num_layers):
             outputs = []
-            for direction in range(directions):
+            if self.training and self._random is not None:
+                x = self._random.drop_input(x, call.rows, call.ragged)
+            for direction, suffix in enumerate(self._suffixes(layer)):
                 k = layer * directions + direction
-                y, end = run(x, [s[k] for s in states], self._names[k], direction == 1)
-                outputs.append(y)
+                handed, end = self._scan(x, [s[k] for s in states], k, direction == 1, call)
+                outputs.append(handed[self.cell.output])
+                records |= {n + suffix: handed[n] for n in call.recorded}
                 last.append(end)
             x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
             if self.dropout and layer < self.num_layers - 1:
                 x = functional.dropout(x, self.dropout, self.training)
-        if len(last) == 1:
-            return x, [s.unsqueeze(0) for s in last[0]]
-        return x, [torch.stack(s) for s in zip(*last)]
+        ends = [s.unsqueeze(0) for s in last[0]] if len(last) == 1 else [torch.stack(s) for s in zip(*last)]
+        return x, ends if call.ragged is None else [call.ragged.unsort(s, 1) for s in ends], records
 
-    def _scan(self, inputs: list[Tensor], states: list[Tensor], names: list[str], reverse: bool):
-        return scan(self.cell, inputs, states, [getattr(self, n) for n in names], reverse, self.backend)
+    def _scan(self, x: Tensor, states: list[Tensor], k: int, reverse: bool, call: _Call):
+        """One direction of one layer: what is handed out, by name, and the last states."""
+        (cell, cell_with_resets), inputs = self._cells[self.training], [x, *call.further]
+        parameters = [getattr(self, n) for n in self._names[k]]
+        if self.training and self._random is not None:
+            inputs += self._random.masks(x, call.rows, self.sizes)
+            parameters = self._random.drop_weights(parameters)
+        if call.resets is not None:
+            cell = cell_with_resets
+            inputs += [call.resets[reverse], *(getattr(self, n).expand(call.rows, -1) for n in self._initial_names[k])]
+        outputs = tuple(dict.fromkeys((self.cell.output, *call.recorded)))
+        handed, last = scan(cell, inputs, states, parameters, reverse, self.backend, outputs=outputs,
+                            sizes=None if call.ragged is None else call.ragged.sizes,
+                            checkpoint_every=self.checkpoint_every)
+        return dict(zip(outputs, handed)), last
 
-    def _form(self, states: list[Tensor]):
-        return states[0] if len(states) == 1 else tuple(states)
-
-    def _first_states(self, batch: int | None, hx, like: Tensor) -> list[Tensor]:
-        """The first states, [layers * directions, B, size] each; `batch` is None for an unbatched input."""
-        names = list(self.cell.states)
+    def _state_shapes(self, rows: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """[layers * directions, B, size] of each state; `rows` is () for an unbatched input."""
         count = self.num_layers * (1 + self.bidirectional)
-        rows = () if batch is None else (batch,)
-        shapes = [(count, *rows, self.sizes[e.dims[0]]) for e in self.cell.states.values()]
+        return [(count, *rows, self.sizes[e.dims[0]]) for e in self.cell.states.values()]
+
+    def _first_states(self, hx, rows: tuple[int, ...], like: Tensor) -> list[Tensor]:
         if hx is None:
-            states = [like.new_zeros(shape, dtype=self._dtype(like)) for shape in shapes]
-        else:
-            states = self._check_states(names, hx, shapes)
-            if torch.is_autocast_enabled(like.device.type):
-                states = [s.to(self._dtype(like)) for s in states]
-        return [s.unsqueeze(1) for s in states] if batch is None else states
+            return self._initial(rows, like)
+        states = check_states(self, hx, self._state_shapes(rows))
+        if torch.is_autocast_enabled(like.device.type):
+            states = [s.to(self.first_parameter.dtype) for s in states]  # autocast keeps the parameters' precision
+        return states
 
-    def _check_states(self, names: list[str], hx, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-        needed = "one tensor" if len(names) == 1 else f"a tuple of {len(names)} tensors"
-        states = [hx] if isinstance(hx, Tensor) else hx
-        if not isinstance(states, (tuple, list)) or not all(isinstance(s, Tensor) for s in states):
-            given = [type(s).__name__ for s in hx] if isinstance(hx, (tuple, list)) else type(hx).__name__
-            raise TypeError(f"the first states ({', '.join(names)}) of {self.cell.name} must be {needed}, "
-                            f"not {given}")
-        if len(states) != len(names):
-            raise ValueError(f"{self.cell.name} has the states ({', '.join(names)}); the first states must be "
-                             f"{needed}, {len(states)} were given")
-        for name, value, shape in zip(names, states, shapes):
-            if tuple(value.shape) != shape:
-                form = "layers * directions, B, size" if len(shape) == 3 else "layers * directions, size"
-                raise ValueError(f"first state {name} has shape {tuple(value.shape)}; needed is [{form}] = {shape}"
-                                 + (" (batch_first does not apply to states)" if self.batch_first else ""))
-            self._check_kind(f"first state {name}", value)
-        return list(states)
-
-    def _dtype(self, like: Tensor) -> torch.dtype:
-        """The dtype of the states: autocast keeps the parameters' precision."""
-        return getattr(self, self._names[0][0]).dtype if torch.is_autocast_enabled(like.device.type) else like.dtype
-
-    def _check_features(self, x: Tensor) -> None:
-        if x.shape[-1] != self.input_size:
-            raise ValueError(f"input has {x.shape[-1]} features, the layer was made for input_size={self.input_size}; "
-                             f"the input's shape is {tuple(x.shape)}")
-
-    def _check_input(self, x: Tensor, inputs: Mapping[str, Tensor]) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"input must be a tensor or a PackedSequence; {type(x).__name__} was given")
-        if x.dim() not in (2, 3):
-            order = "[B, T, I]" if self.batch_first else "[T, B, I]"
-            raise ValueError(f"input must be {order}, or [T, I] unbatched; its shape is {tuple(x.shape)}")
-        self._check_features(x)
-        self._check_kind("input", x)
-        needed = self._further
-        if sorted(inputs) != sorted(needed):
-            raise TypeError(f"{self.cell.name} takes the further inputs {', '.join(needed) or 'none'}, by name; given "
-                            f"were {', '.join(inputs) or 'none'}")
-        for name in needed:
-            self._check_further(name, inputs[name], x)
-
-    def _check_further(self, name: str, value: Tensor, x: Tensor) -> None:
-        """Check a further input, laid out as the input `x` is: every step for an Input, [B, size] for a Constant."""
-        e = self.cell.inputs[name]
-        size = self.sizes[e.dims[0]]
-        if e.op == "constant":
-            shape = (size,) if x.dim() == 2 else (x.shape[0 if self.batch_first else 1], size)
-        else:
-            shape = (*x.shape[:-1], size)
-        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-            given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-            raise ValueError(f"further input {name} has {given}; needed is a tensor of shape {shape}")
-        self._check_kind(f"further input {name}", value)
-
-    def _check_kind(self, name: str, value: Tensor) -> None:
-        """Refuse a dtype or device other than the parameters'; under autocast any floating-point dtype will do."""
-        weight = getattr(self, self._names[0][0])
-        if value.device != weight.device:
-            raise ValueError(f"{name} is on the device {value.device}, the layer's parameters are on "
-                             f"{weight.device}; move one of them: layer.to({str(value.device)!r}) or the "
-                             f"tensor.to({str(weight.device)!r})")
-        cast = value.is_floating_point() and torch.is_autocast_enabled(value.device.type)
-        if value.dtype != weight.dtype and not cast:
-            raise ValueError(f"{name} has dtype {value.dtype}, the layer's parameters have {weight.dtype}; convert "
-                             f"one of them: layer.to({value.dtype}) or the tensor.to({weight.dtype})"
-                             + ("" if value.is_floating_point() else " (a layer needs floating-point values)"))
+    def _initial(self, rows: tuple[int, ...], like: Tensor) -> list[Tensor]:
+        """The first states where none are given: zeros, or those that are learned."""
+        shapes = self._state_shapes(rows)
+        if not self.initial_state:
+            return [like.new_zeros(shape, dtype=self.first_parameter.dtype) for shape in shapes]
+        return [torch.stack([getattr(self, names[j]) for names in self._initial_names])[:, None].expand(shape)
+                for j, shape in enumerate(shapes)]

@@ -1,6 +1,6 @@
 """Receives the plan of a loop, hands on its LLVM IR: inner products, the packing of their panels, and the loop itself.
 
-    for each turn of the loop
+    for each entry of the timetable: a turn of the loop, or the part of one that some rows take
         for each stage
             for each block of units, for each tile of rows
                 inner products into a small scratch      one function per number of rows, free of the cell
@@ -12,6 +12,7 @@ from __future__ import annotations
 from functools import partial
 
 from ...compiler.expr import Expr, number
+from .batch import ENTRY_WORDS
 from .ir import Function, Module
 from .maths import OPERATIONS
 from .panels import (
@@ -107,31 +108,41 @@ class _Kernel:
     def write(self) -> None:
         f = self.f
         before = self._flush_denormals()
-        turns = f.load_word("%arguments", 0)
-        self.last = f.integer("sub", turns, 1)
-        words = 1 + 3 * len(self.loop.buffers)
+        entries, timetable = f.load_word("%arguments", 0), f.load_word("%arguments", 1, "ptr")
+        words = 2 + 3 * len(self.loop.buffers)
         self.panels = {p.name: f.load_word("%arguments", words + k, "ptr") for k, p in enumerate(self.loop.panels)}
         self.base, self.stride, self.edge = {}, {}, {}
         for name, k in self.index.items():
-            buffer = self.loop.buffers[name]
-            skip = 0 if buffer.kind == "vector" else f.integer("mul", "%first", buffer.width * self.m.size)
-            self.base[name] = f.at(f.load_word("%arguments", 1 + 3 * k, "ptr"), skip)
-            if buffer.kind == "sequence":
-                self.stride[name] = f.load_word("%arguments", 2 + 3 * k)
-                self.edge[name] = f.at(f.load_word("%arguments", 3 + 3 * k, "ptr"), skip)
+            self.base[name] = f.load_word("%arguments", 2 + 3 * k, "ptr")
+            if self.loop.buffers[name].kind == "sequence":
+                self.stride[name] = f.load_word("%arguments", 3 + 3 * k)
+                self.edge[name] = f.load_word("%arguments", 4 + 3 * k, "ptr")
         self.alone = f.value("icmp eq i64 %all, 1")
         shares = [self._share(step) for step in self.loop.passes]
-        tiles = [self._tiling(step) for step in self.loop.passes]
-        with f.loop("0", turns) as self.turn:
-            self.address: dict[tuple, str] = {}
-            self._all_addresses()
-            for step, tiling, share in zip(self.loop.passes, tiles, shares):
-                self._stage(step, tiling, share)
-                with f.when(f.value(f"xor i1 {self.alone}, true")):
-                    f.line("call void @meet(ptr %point, i64 %all)")
+        end = f.integer("add", "%first", "%rows")
+        with f.loop("0", entries) as entry:
+            entry = f.at(timetable, f.integer("mul", entry, 8 * ENTRY_WORDS))
+            begin, until, *offsets, begins, ends = (f.load_word(entry, k) for k in range(ENTRY_WORDS))
+            self.offset = dict(zip((0, -1, 1), offsets))
+            self.at_edge = {"first": f.value(f"trunc i64 {begins} to i1"), "last": f.value(f"trunc i64 {ends} to i1")}
+            self.row = f.larger(begin, "%first")
+            self.rows = f.integer("sub", f.smaller(until, end), self.row)
+            with f.when(f.value(f"icmp sgt i64 {self.rows}, 0")):
+                self._turn(shares)
         if before is not None:
             f.line(f"call void @llvm.x86.sse.ldmxcsr(ptr {before})")
         f.finish()
+
+    def _turn(self, shares: list[tuple[str, str]]) -> None:
+        """All stages of a turn, for the rows of one entry."""
+        f = self.f
+        self.address: dict[tuple, str] = {}
+        self._all_addresses()
+        self.scratch = f.at("%shared", f.integer("mul", self.row, self.loop.scratch_row * self.m.size))
+        for step, share in zip(self.loop.passes, shares):
+            self._stage(step, self._tiling(step), share)
+            with f.when(f.value(f"xor i1 {self.alone}, true")):
+                f.line("call void @meet(ptr %point, i64 %all)")
 
     def _flush_denormals(self) -> str | None:
         """Let results below the normal numbers be 0 in this thread; returns where its setting before is kept.
@@ -169,15 +180,19 @@ class _Kernel:
         return [e for e in dict.fromkeys(found) if e in self.loop.reads]
 
     def _address(self, place: Place) -> str:
+        """Where the first row of this entry begins."""
         f, name = self.f, place.buffer
-        if name not in self.stride:
+        buffer = self.loop.buffers[name]
+        if buffer.kind == "vector":
             return self.base[name]
-        step = self.turn if place.turn == 0 else f.integer("add", self.turn, place.turn)
-        here = f.at(self.base[name], f.integer("mul", step, self.stride[name]))
+        by_row = f.integer("mul", self.row, buffer.width * self.m.size)
+        if name not in self.stride:
+            return f.at(self.base[name], by_row)
+        row = f.integer("add", self.offset[place.turn], self.row)
+        here = f.at(self.base[name], f.integer("mul", row, self.stride[name]))
         if not place.edge:
             return here
-        at_edge = f.value(f"icmp eq i64 {self.turn}, {0 if place.edge == 'first' else self.last}")
-        return f.value(f"select i1 {at_edge}, ptr {self.edge[name]}, ptr {here}")
+        return f.value(f"select i1 {self.at_edge[place.edge]}, ptr {f.at(self.edge[name], by_row)}, ptr {here}")
 
     def _at(self, place: Place, row: str, unit: str) -> str:
         """The address of a value, for one row and from one unit on."""
@@ -189,7 +204,7 @@ class _Kernel:
 
     def _scratch(self, e: Expr, row: str, unit: str = "0") -> str:
         f = self.f
-        start = f.at("%shared", f.integer("mul", row, self.loop.scratch_row * self.m.size))
+        start = f.at(self.scratch, f.integer("mul", row, self.loop.scratch_row * self.m.size))
         return f.at(f.at(start, self.loop.scratch[e] * self.m.size), f.integer("mul", unit, self.m.size))
 
     # ---- stages
@@ -198,13 +213,13 @@ class _Kernel:
         """(rows in a tile, tiles with one row more, blocks at once): tiles differ by one row at the most."""
         f = self.f
         if not step.panels:
-            return "%rows", "0", "1"
-        tiles = f.integer("sdiv", f.integer("add", "%rows", step.rows - 1), step.rows)
+            return self.rows, "0", "1"
+        tiles = f.integer("sdiv", f.integer("add", self.rows, step.rows - 1), step.rows)
         blocks = "1"
         for rows, wide in step.wide.items():
-            few = f.value(f"icmp eq i64 %rows, {rows}")
+            few = f.value(f"icmp eq i64 {self.rows}, {rows}")
             blocks = f.value(f"select i1 {few}, i64 {wide}, i64 {blocks}")
-        return f.integer("sdiv", "%rows", tiles), f.integer("srem", "%rows", tiles), blocks
+        return f.integer("sdiv", self.rows, tiles), f.integer("srem", self.rows, tiles), blocks
 
     def _share(self, step: Pass) -> tuple[str, str]:
         """The blocks of a stage that this member of the team computes: first, end."""
@@ -216,10 +231,10 @@ class _Kernel:
     def _stage(self, step: Pass, tiling: tuple[str, str, str], share: tuple[str, str]) -> None:
         f = self.f
         for e in step.stage.sums:
-            with f.loop("0", "%rows") as row:
+            with f.loop("0", self.rows) as row:
                 f.store("zeroinitializer", self._scratch(e, row))
         if not step.stage.dims:
-            with f.loop("0", "%rows") as row:
+            with f.loop("0", self.rows) as row:
                 self._row(step, {}, row, "0", None)
             return
         usual, extra, at_once = tiling
@@ -230,7 +245,7 @@ class _Kernel:
             fits = f.value(f"icmp sle i64 {at_once}, {left}")
             blocks = f.value(f"select i1 {fits}, i64 {at_once}, i64 1")
             first, index = f.variable("i64", "0"), f.variable("i64", "0")
-            with f.while_below(first, "%rows") as row:
+            with f.while_below(first, self.rows) as row:
                 tile = f.value(f"load i64, ptr {index}")
                 larger = f.value(f"zext i1 {f.value(f'icmp slt i64 {tile}, {extra}')} to i64")
                 rows = f.integer("add", usual, larger)
@@ -266,8 +281,7 @@ class _Kernel:
                 operand = self._scratch(run.source, row)
             length = str(run.length)
             if run.skip_first:
-                at_first = f.value(f"icmp eq i64 {self.turn}, 0")
-                length = f.value(f"select i1 {at_first}, i64 0, i64 {run.length}")
+                length = f.value(f"select i1 {self.at_edge['first']}, i64 0, i64 {run.length}")
             stride = operand_width(self.loop, run.source)
             here, there = f.at(start, done * across), f.at(ahead, done * lines)
             done += run.length
@@ -369,6 +383,8 @@ class _Kernel:
         f = self.f
         if e.op == "const":
             env[e] = f.number(number(e))
+        elif e.op == "size":
+            env[e] = f.number(self.loop.sizes[e.attr])
         elif e in self.loop.reads:
             place = self.loop.reads[e]
             env[e] = f.load(self._at(place, row, unit), valid) if e.dims else f.load_spread(self._at(place, row, "0"))

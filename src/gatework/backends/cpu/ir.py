@@ -63,6 +63,12 @@ class Function:
     def integer(self, op: str, a, b) -> str:
         return self.value(f"{op} i64 {a}, {b}")
 
+    def larger(self, a: str, b: str) -> str:
+        return self.value(f"select i1 {self.value(f'icmp sgt i64 {a}, {b}')}, i64 {a}, i64 {b}")
+
+    def smaller(self, a: str, b: str) -> str:
+        return self.value(f"select i1 {self.value(f'icmp slt i64 {a}, {b}')}, i64 {a}, i64 {b}")
+
     def at(self, pointer: str, byte_offset) -> str:
         return pointer if byte_offset == 0 else self.value(f"getelementptr i8, ptr {pointer}, i64 {byte_offset}")
 

@@ -1,6 +1,7 @@
 """Receives a scan and sizes, hands on callables over whole sequences; compiles on first use.
 
-Arrays are numpy's or torch's: all that is asked of them is in `Numpy` and its twin in `gatework.autograd`.
+Arrays are numpy's or torch's: all that is asked of them is in `Numpy` and its twin in `gatework.autograd`. Sequences
+are [N, width], step by step, with the rows of every step as a `Batch` says.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from ...compiler import Cell, Scan, split
 from . import jit, threads
+from .batch import Batch
 from .emit import emit, splits_units, tile_values
 from .panels import block_count, panel_values
 from .plan import Backward, Forward, Loop, Panel, Pass, plan_backward, plan_forward
@@ -56,6 +58,15 @@ class Numpy:
     def add_product(self, out: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
         out += a @ b
 
+    def take(self, a: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return a[rows]
+
+    def sum_by(self, a: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+        """Add the rows of `a` up into `count` rows, each where `rows` says."""
+        out = self.zeros(count, a.shape[1])
+        np.add.at(out, rows, a)
+        return out
+
     def address(self, a: np.ndarray) -> int:
         return a.ctypes.data
 
@@ -95,7 +106,8 @@ class _Compiled:
         self.panel_values = sum(p.values for p in self.packings)
         self.tile_values = tile_values(loop, lanes) + lanes
         self.shareable = splits_units(loop, lanes)
-        self.buffers = [(b.name, b.kind == "sequence", b.width * size) for b in loop.buffers.values()]
+        self.buffers = [(b.name, b.width * size) for b in loop.buffers.values()]
+        self.by_end = any(place.edge == "last" for place in loop.reads.values())
 
     def pack(self, xp, parameters: dict[str, Any]) -> tuple[Any, list[int]]:
         """The packed panels of the weights as they are now, in one array, and the address of each.
@@ -114,26 +126,37 @@ class _Compiled:
             address += p.values * self.size
         return packed, addresses
 
-    def call(self, xp, steps: int, rows: int, buffers: list[int], panels: list[int]) -> None:
-        """Run all turns. Each buffer is three words: address in the first turn, bytes to the next one, edge address."""
-        words = [steps, *buffers, *panels]
+    def call(self, xp, batch: Batch, span: tuple[int, int], from_end: bool, arrays, edges, panels: list[int],
+             passing=frozenset(), still=frozenset()) -> None:
+        """Run the turns of some steps. A `passing` buffer holds these steps only; a `still` one the same for all."""
+        begin = int(batch.offsets[span[0]])
+        total = int(batch.offsets[span[1]]) - begin
+        words = list(batch.timetable(from_end, self.by_end, *span))
+        for name, width in self.buffers:
+            address = xp.address(arrays[name])
+            if name in still:
+                width = 0
+            elif name in passing:
+                address -= begin * width
+            words += address, width, xp.address(edges[name]) if name in edges else 0
+        words += panels
         arguments = (ctypes.c_int64 * len(words))(*words)
-        parts, together = self._parts(steps, rows, xp.threads())
-        tile, row = self.tile_values * self.size, self.loop.scratch_row * self.size
-        scratch = xp.empty(rows * self.loop.scratch_row + len(parts) * self.tile_values)
-        start = xp.address(scratch)
-        parts = [(first, count, start + rows * row + k * tile, start + first * row)
+        parts, together = self._parts(batch, total, xp.threads())
+        scratch = xp.empty(batch.rows * self.loop.scratch_row + len(parts) * self.tile_values)
+        shared = xp.address(scratch)
+        tiles = shared + batch.rows * self.loop.scratch_row * self.size
+        parts = [(first, count, tiles + k * self.tile_values * self.size, shared)
                  for k, (first, count) in enumerate(parts)]
         threads.run(self.run, ctypes.addressof(arguments), parts, together)
 
-    def _parts(self, steps: int, rows: int, most: int) -> tuple[list[tuple[int, int]], bool]:
+    def _parts(self, batch: Batch, total: int, most: int) -> tuple[list[tuple[int, int]], bool]:
         """Rows for every thread, and whether the threads share the units of the same rows instead."""
-        count = min(most, 1 + steps * rows * max(self.multiplications, 256) // WORTH_A_THREAD)
+        rows, count = batch.rows, min(most, 1 + total * max(self.multiplications, 256) // WORTH_A_THREAD)
         if (count > 1 and self.shareable and threads.has_team()
                 and (self.panel_values * self.size > MOST_PANEL or rows < 2 * count)
                 and rows * self.multiplications > count * WORTH_A_MEETING):
             return [(0, rows)] * count, True
-        return threads.share(rows, count), False
+        return batch.parts(count), False
 
 
 class Kernel:
@@ -176,7 +199,7 @@ class Kernel:
     def kept(self) -> list[str]:
         """The buffers that a forward pass hands to the backward pass, beside its output."""
         plan = plan_forward(self.scan, self.sizes, self.machine, self.size, True)
-        states = [plan.sequences[s] for s in self.scan.stored if s != self.cell.output]
+        states = [plan.sequences[s] for s in self.scan.stored if plan.sequences[s] not in plan.outputs.values()]
         return states + list(dict.fromkeys(p.buffer for p in plan.saved.values()))
 
     def kept_width(self, name: str) -> int:
@@ -186,8 +209,9 @@ class Kernel:
     def _training_buffers(self):
         return plan_forward(self.scan, self.sizes, self.machine, self.size, True).loop.buffers
 
-    def forward(self, xp, inputs: Sequence, states: Sequence, parameters: Sequence, reverse: bool, train: bool):
-        """Return (output [T, B, size], last states [B, size], kept buffers [T, B, width]; none unless `train`).
+    def forward(self, xp, batch: Batch, inputs: Sequence, states: Sequence, parameters: Sequence, reverse: bool,
+                train: bool):
+        """Return (outputs [N, size], last states [B, size], kept buffers [N, width]; none unless `train`).
 
         Products of the inputs and the loop take turns, some steps at a time: what one writes the other finds in the
         cache, and without `train` a few steps are all the memory that the products take.
@@ -195,58 +219,51 @@ class Kernel:
         plan, compiled = self._training if train else self._inference
         parameters = [xp.ascontiguousarray(p) for p in parameters]
         arrays, edges, given = self._given(xp, inputs, parameters), {}, dict(zip(self.families, parameters))
-        steps, rows = inputs[0].shape[:2]
         weights = {buffer: self._rows(xp, given[family], family, gates).T for buffer, family, gates, _ in plan.products}
-        before = [(buffer, arrays[f"in_{name}"], weights[buffer]) for buffer, _, _, name in plan.products]
-        for buffer, x, w in before:
-            if x.ndim == 2:  # constant: one product for all steps
-                arrays[buffer] = xp.matmul(x, w)
+        before = []
+        for buffer, _, _, name in plan.products:
+            if self.cell.inputs[name].op == "constant":  # one product for all steps
+                arrays[buffer] = xp.matmul(arrays[f"in_{name}"], weights[buffer])
+            else:
+                before.append((buffer, arrays[f"in_{name}"], weights[buffer]))
         for s, first in zip(self.states, states):
             if s in plan.rolling:
                 arrays[plan.rolling[s]] = xp.copy(first)
             else:
                 edges[plan.sequences[s]] = xp.ascontiguousarray(first)
-        before = [b for b in before if b[1].ndim == 3]
         width = sum(w.shape[1] for _, _, w in before) * self.size
-        length = min(steps, max(-(-ROWS_AT_ONCE // rows), AT_ONCE // max(1, rows * width)))
+        chunks = batch.chunks(max(ROWS_AT_ONCE, batch.rows, AT_ONCE // max(1, width)))
         passing = frozenset() if train else {buffer for buffer, _, _ in before}
+        most = max((int(batch.offsets[end] - batch.offsets[begin]) for begin, end in chunks), default=0)
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
-                arrays[name] = xp.empty(length if name in passing else steps, rows, b.width)
+                arrays[name] = xp.empty(most if name in passing else batch.total, b.width)
         packed, panels = compiled.pack(xp, given)  # the addresses are good as long as `packed` lives
-        begins = range(0, steps, length)
-        for begin in reversed(begins) if reverse else begins:
-            end = min(begin + length, steps)
+        for begin, end in reversed(chunks) if reverse else chunks:
+            at = slice(int(batch.offsets[begin]), int(batch.offsets[end]))
             for buffer, x, w in before:
-                out = arrays[buffer][:end - begin] if buffer in passing else arrays[buffer][begin:end]
-                xp.matmul(x[begin:end].reshape(-1, x.shape[2]), w, out=out.reshape(-1, w.shape[1]))
-            self._call(compiled, xp, (begin, end), rows, arrays, edges, panels, reverse, passing)
-            for name in plan.sequences.values():
-                edges[name] = arrays[name][begin if reverse else end - 1]
-        last = [arrays[plan.rolling[s]] if s in plan.rolling else xp.copy(edges[plan.sequences[s]])
+                out = arrays[buffer][:at.stop - at.start] if buffer in passing else arrays[buffer][at]
+                xp.matmul(x[at], w, out=out)
+            compiled.call(xp, batch, (begin, end), reverse, arrays, edges, panels, passing)
+        last = [arrays[plan.rolling[s]] if s in plan.rolling
+                else self._last(xp, batch, arrays[plan.sequences[s]], edges[plan.sequences[s]], reverse)
                 for s in self.states]
         kept = [arrays[name] for name in self.kept] if train else []
-        return arrays[plan.sequences[self.cell.output]], last, kept
+        return [arrays[name] for name in plan.outputs.values()], last, kept
+
+    def _last(self, xp, batch: Batch, sequence, first, reverse: bool):
+        """The state of every row after its last turn; a row without steps keeps its first one."""
+        at = batch.end(reverse)
+        ends = sequence[at] if isinstance(at, slice) else xp.take(sequence, at)
+        out = xp.copy(ends if batch.live == batch.rows else first)
+        if batch.live < batch.rows:
+            out[:batch.live] = ends
+        return out
 
     def _given(self, xp, inputs: Sequence, parameters: Sequence) -> dict[str, Any]:
         """The buffers that the caller gives."""
         arrays = {name: xp.ascontiguousarray(x) for name, x in zip(self.inputs, inputs)}
         return arrays | {f"param_{name}": p for name, p in zip(self.families, parameters)}
-
-    def _call(self, compiled: _Compiled, xp, span: tuple[int, int], rows: int, arrays, edges, panels, from_end: bool,
-              passing=frozenset()) -> None:
-        """Run the turns of some steps; a `passing` buffer holds these steps only."""
-        words = []
-        for name, moves, width in compiled.buffers:
-            a = arrays[name]
-            address, stride = xp.address(a), 0
-            if moves and a.ndim == 3:
-                stride = rows * width
-                begin = 0 if name in passing else span[0]
-                address += stride * (begin + (span[1] - span[0] - 1 if from_end else 0))
-                stride = -stride if from_end else stride
-            words += address, stride, xp.address(edges[name]) if name in edges else 0
-        compiled.call(xp, span[1] - span[0], rows, words, panels)
 
     def _rows(self, xp, stacked, family: str, gates: list[str]):
         """Some row blocks of a stacked parameter, in the order asked for."""
@@ -260,55 +277,69 @@ class Kernel:
             out[k * size:(k + 1) * size] = stacked[at:at + size]
         return out
 
-    def backward(self, xp, upstream, last: Sequence, inputs: Sequence, states: Sequence, parameters: Sequence, output,
-                 kept: Sequence, reverse: bool, needs: Sequence[bool]) -> list:
+    def backward(self, xp, batch: Batch, upstream: Sequence, last: Sequence, inputs: Sequence, states: Sequence,
+                 parameters: Sequence, outputs: Sequence, kept: Sequence, reverse: bool, needs: Sequence[bool]) -> list:
         """Gradients of inputs, first states and parameters, in this order; None where `needs` says so.
 
-        upstream: gradient of the output or None; last: of each last state, or None. The kept buffers are overwritten.
+        upstream: gradient of each output, or None; last: of each last state, or None. The kept buffers are overwritten.
         """
         plan, compiled = self._backward
         parameters = [xp.ascontiguousarray(p) for p in parameters]
         cell, given = self.cell, dict(zip(self.families, parameters))
-        steps, rows = inputs[0].shape[:2]
         arrays = self._given(xp, inputs, parameters)
         by_name = dict(zip(cell.inputs, arrays.values()))
         first = {s: xp.ascontiguousarray(v) for s, v in zip(self.states, states)}
         arrays |= zip(self.kept, kept)
-        arrays[f"seq_{cell.output}"] = output
+        arrays |= zip(self._training[0].outputs.values(), outputs)
         edges = {f"seq_{s}": v for s, v in first.items()}
         ends = dict(zip(self.states, last))
-        self._upstream(xp, arrays, edges, upstream, ends.pop(cell.output), rows, reverse)
+        still = {f"up_{name}" for name, d in zip(self.scan.outputs, upstream) if d is None}
+        for name, d in zip(self.scan.outputs, upstream):
+            self._upstream(xp, batch, arrays, edges, name, d, ends, reverse)
         for e, name in plan.carried.items():
             start = ends.get(e.attr[1:]) if e.op == "carry" else None
-            arrays[name] = xp.zeros(rows, compiled.loop.buffers[name].width) if start is None else xp.copy(start)
+            arrays[name] = (xp.zeros(batch.rows, compiled.loop.buffers[name].width) if start is None
+                            else xp.copy(start))
         for buffer, family, gates, name in self._training[0].products:
             if cell.inputs[name].op == "constant":
                 arrays[buffer] = xp.matmul(by_name[name], self._rows(xp, given[family], family, gates).T)
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
-                arrays[name] = xp.empty(steps, rows, b.width)
+                arrays[name] = xp.empty(batch.total, b.width)
         packed, panels = compiled.pack(xp, given)  # the addresses are good as long as `packed` lives
-        self._call(compiled, xp, (0, steps), rows, arrays, edges, panels, not reverse)
-        return self._products.gradients(xp, arrays, by_name, first, given, reverse, needs)
+        compiled.call(xp, batch, (0, batch.steps), not reverse, arrays, edges, panels, still=still)
+        return self._products.gradients(xp, batch, arrays, by_name, first, ends, given, reverse, needs)
 
-    def _upstream(self, xp, arrays, edges, upstream, end, rows: int, reverse: bool) -> None:
-        """The gradient from outside: in the first turn it also holds that of the last state, `end`."""
-        at_end = 0 if reverse else -1
-        if upstream is None:
-            size = self.sizes[self.cell.states[self.cell.output].dims[0]]
-            arrays["upstream"] = xp.zeros(rows, size)  # the same rows of zeros in all turns
-            edges["upstream"] = arrays["upstream"] if end is None else xp.ascontiguousarray(end)
+    def _upstream(self, xp, batch: Batch, arrays, edges, name: str, d, ends: dict[str, Any], reverse: bool) -> None:
+        """The gradient from outside; for a state, in the first turn of a row, with that of the last state."""
+        buffer, size = f"up_{name}", self.width(name)
+        arrays[buffer] = xp.zeros(batch.rows, size) if d is None else xp.ascontiguousarray(d)
+        if name in self.scan.beside:
             return
-        arrays["upstream"] = xp.ascontiguousarray(upstream)
-        here = arrays["upstream"][at_end]
-        edges["upstream"] = here if end is None else xp.ascontiguousarray(here + end)
+        end = ends.pop(name)
+        ends[f"{name} without steps"] = end
+        if d is None:
+            edges[buffer] = xp.zeros(batch.rows, size) if end is None else xp.ascontiguousarray(end)
+            return
+        at = batch.end(reverse)
+        here = arrays[buffer][at] if isinstance(at, slice) else xp.take(arrays[buffer], at)
+        edges[buffer] = here if end is None else xp.ascontiguousarray(here + end[:batch.live])
+
+    def width(self, name: str) -> int:
+        """The features of what is handed out."""
+        dims = self.cell.value(name).dims
+        return self.sizes[dims[0]] if dims else 1
 
 
 @cache
-def _kernel(cell: Cell, sizes: tuple[tuple[str, int], ...], bytes_per_value: int, machine: Target) -> Kernel:
-    return Kernel(split(cell), dict(sizes), bytes_per_value, machine)
+def _kernel(cell: Cell, outputs: tuple[str, ...], sizes: tuple[tuple[str, int], ...], bytes_per_value: int,
+            machine: Target) -> Kernel:
+    return Kernel(split(cell, outputs), dict(sizes), bytes_per_value, machine)
 
 
-def kernel_for(cell: Cell, sizes: dict[str, int], bytes_per_value: int) -> Kernel:
-    """The kernel of a cell for sizes (names as in the cell) and 4 or 8 bytes per value."""
-    return _kernel(cell, tuple(sorted(sizes.items())), bytes_per_value, target())
+def kernel_for(cell: Cell, sizes: dict[str, int], bytes_per_value: int, outputs: tuple[str, ...] = ()) -> Kernel:
+    """The kernel of a cell for sizes (names as in the cell) and 4 or 8 bytes per value.
+
+    `outputs` names the states and recorded values to hand out for every step; the cell's output if not given.
+    """
+    return _kernel(cell, outputs or (cell.output,), tuple(sorted(sizes.items())), bytes_per_value, target())

@@ -26,7 +26,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value lies. In the turn that `edge` names ("first", "last") a second address stands in for the buffer."""
+    """Where a value lies. In a row's turn that `edge` names ("first", "last") another buffer stands in for this one."""
 
     buffer: str
     offset: int
@@ -100,6 +100,7 @@ class Forward:
     products: list[tuple[str, str, list[str], str]]
     saved: dict[Expr, Place]
     sequences: dict[str, str]  # state -> its sequence buffer
+    outputs: dict[str, str]    # what is handed out -> its sequence buffer
     rolling: dict[str, str]    # state -> its rows buffer, where no sequence is kept
 
 
@@ -285,28 +286,34 @@ def plan_forward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_va
     products = layout.before()
     saved = list(scan.saved) if train else []
     given = set(scan.before)
-    plan = schedule([*(_computed(cell.next[s]) for s in cell.states), *(_computed(e, given) for e in saved)], given)
+    kept = [*scan.beside.values(), *saved]
+    plan = schedule([*(_computed(cell.next[s]) for s in cell.states), *(_computed(e, given) for e in kept)], given)
     following = dict(zip(cell.states, plan.roots))
     sequences, rolling = {}, {}
     for s, e in cell.states.items():
         size = layout.size(e)
-        if s == cell.output or (train and s in scan.stored) or e in plan.multiplied_until:
+        handed = s in scan.outputs and s not in scan.beside
+        if handed or (train and s in scan.stored) or e in plan.multiplied_until:
             sequences[s] = layout.buffer(f"seq_{s}", "sequence", size)
             layout.reads[e] = Place(sequences[s], 0, size, turn=-1, edge="first")
         else:
             rolling[s] = layout.buffer(f"row_{s}", "rows", size)
             layout.reads[e] = Place(rolling[s], 0, size)
         layout.writes.append((following[s], Place(sequences.get(s) or rolling[s], 0, size)))
+    outputs = {n: sequences.get(n) for n in scan.outputs}
+    for (n, value), e in zip(scan.beside.items(), plan.roots[len(cell.states):]):
+        outputs[n] = layout.buffer(f"out_{n}", "sequence", layout.size(value))
+        layout.writes.append((e, Place(outputs[n], 0, layout.size(value))))
     # What is kept lies over the products before the loop, once those have been read.
     free = {layout.reads[e]: plan.free_after(e) for e in scan.before
             if layout.buffers[layout.reads[e].buffer].kind == "sequence"}
     places = {}
-    for original, e in zip(saved, plan.roots[len(cell.states):]):
+    for original, e in zip(saved, plan.roots[len(cell.states) + len(scan.beside):]):
         fits = (p for p, after in free.items() if p.size == layout.size(e) and after <= plan.stage_of[e])
         places[original] = next(fits, None) or layout.slot("kept", layout.size(e))
         free.pop(places[original], None)
         layout.writes.append((e, places[original]))
-    return Forward(layout.finish(plan), products, places, sequences, rolling)
+    return Forward(layout.finish(plan), products, places, sequences, outputs, rolling)
 
 
 def plan_backward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_value: int,
@@ -317,18 +324,26 @@ def plan_backward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_v
     layout.given()
     layout.before()
     following = {cell.next[s]: s for s in scan.stored}
-    plan = schedule([*backward.emitted, *map(_computed, backward.carried.values())], {*scan.saved, *following})
+    known = {*scan.saved, *following, *scan.beside.values()}
+    plan = schedule([*backward.emitted, *map(_computed, backward.carried.values())], known)
     for name, b in forward.loop.buffers.items():
         if b.kind == "sequence" and name.startswith(("pre_", "kept_")):
             layout.buffers[name] = b
     layout.reads |= forward.saved
+    for n, e in scan.beside.items():
+        if not e.is_leaf and e not in following:
+            layout.buffers[f"out_{n}"] = forward.loop.buffers[f"out_{n}"]
+            layout.reads[e] = Place(f"out_{n}", 0, layout.size(e))
     for s in scan.stored:
         size = layout.size(cell.states[s])
         layout.buffer(f"seq_{s}", "sequence", size)
         layout.reads[cell.states[s]] = Place(f"seq_{s}", 0, size, turn=1, edge="last")
         layout.reads[cell.next[s]] = Place(f"seq_{s}", 0, size)
-    size = layout.size(backward.upstream)
-    layout.reads[backward.upstream] = Place(layout.buffer("upstream", "sequence", size), 0, size, edge="first")
+    for n, e in backward.upstream.items():
+        size = layout.size(e)
+        # In a row's first turn the gradient of a state also holds that of the last state.
+        edge = "" if n in scan.beside else "first"
+        layout.reads[e] = Place(layout.buffer(f"up_{n}", "sequence", size), 0, size, edge=edge)
 
     after_loop = {v for pairs in backward.matrices.values() for pair in pairs for v in pair}
     occupants = {layout.reads[e]: 0 for e in scan.before if layout.buffers[layout.reads[e].buffer].kind == "sequence"}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...compiler import Scan
 from ...compiler.expr import Expr
+from .batch import Batch
 from .plan import Backward, Place
 
 
@@ -28,7 +29,7 @@ class Products:
     # ---- settled once
 
     def place(self, e: Expr) -> Place:
-        return self.plan.emitted.get(e) or self.saved[e]
+        return self.plan.emitted.get(e) or self.saved.get(e) or self.plan.loop.reads[e]
 
     def _block(self, family: str) -> int:
         return self.sizes[self.cell.families[family].rows]
@@ -77,15 +78,12 @@ class Products:
 
     # ---- for every call
 
-    def gradients(self, xp, arrays, inputs, first, parameters, reverse: bool, needs: Sequence[bool]) -> list:
-        call = _Call(self, xp, arrays, inputs, first, parameters, reverse)
+    def gradients(self, xp, batch: Batch, arrays, inputs, first, last, parameters, reverse: bool,
+                  needs: Sequence[bool]) -> list:
+        call = _Call(self, xp, batch, arrays, inputs, first, last, parameters, reverse)
         wanted = [*((call.input, n) for n in self.cell.inputs), *((call.state, s) for s in self.cell.states),
                   *((call.matrix if f.columns else call.vector, n) for n, f in self.cell.families.items())]
         return [make(name) if need else None for (make, name), need in zip(wanted, needs, strict=True)]
-
-
-def _flat(a):
-    return a.reshape(-1, a.shape[-1])
 
 
 @dataclass
@@ -94,17 +92,28 @@ class _Call:
 
     plan: Products
     xp: Any
+    batch: Batch
     arrays: dict[str, Any]
     inputs: dict[str, Any]
     first: dict[str, Any]
+    last: dict[str, Any]
     parameters: dict[str, Any]
     reverse: bool
     sums: dict[str, Any] = field(default_factory=dict)
 
     def _sequence(self, place: Place):
-        """The values of a place, [T, B, size]; a view."""
+        """The values of a place, [N, size]; a view."""
         a = self.arrays[place.buffer]
-        return a if a.shape[-1] == place.size else a[:, :, place.offset:place.offset + place.size]
+        return a if a.shape[1] == place.size else a[:, place.offset:place.offset + place.size]
+
+    def _at(self, sequence, at):
+        return sequence[at] if isinstance(at, slice) else self.xp.take(sequence, at)
+
+    def _over_steps(self, sequence):
+        """The sum over the steps of every row, [B, size]."""
+        if self.batch.is_dense:
+            return sequence.reshape(self.batch.steps, self.batch.rows, -1).sum(0)
+        return self.xp.sum_by(sequence, self.batch.row_of, self.batch.rows)
 
     def _multiply(self, products, values, out) -> None:
         """out = sum of values of a place times the matrix rows."""
@@ -122,18 +131,21 @@ class _Call:
         e, rest = self.plan.cell.inputs[name], self.plan.scan.backward.inputs[name].rest
         out = self.xp.empty(*self.inputs[name].shape)
         if e.op == "constant":
-            self._multiply(self.plan.of_input[name], lambda p: self._sequence(p).sum(0), out)
+            self._multiply(self.plan.of_input[name], lambda p: self._over_steps(self._sequence(p)), out)
         else:
-            self._multiply(self.plan.of_input[name], lambda p: _flat(self._sequence(p)), _flat(out))
+            self._multiply(self.plan.of_input[name], self._sequence, out)
         if rest is not None:
             carried = self.plan.plan.carried.get(rest)
             out += self.arrays[carried] if carried else self._sequence(self.plan.place(rest))
         return out
 
     def state(self, name: str):
-        t = -1 if self.reverse else 0
-        out = self.xp.empty(*self.first[name].shape)
-        self._multiply(self.plan.of_state[name], lambda p: self._sequence(p)[t], out)
+        at, live = self.batch.start(self.reverse), self.batch.live
+        out = self.xp.zeros(*self.first[name].shape)
+        self._multiply(self.plan.of_state[name], lambda p: self._at(self._sequence(p), at), out[:live])
+        end = self.last.get(f"{name} without steps")
+        if end is not None:
+            out[live:] = end[live:]
         for e, buffer in self.plan.plan.carried.items():
             if e.op == "carry" and e.attr == f"d{name}":
                 out += self.arrays[buffer]
@@ -147,23 +159,29 @@ class _Call:
                 target[...] = 0
                 continue
             for a, b in self._pairs(self._sequence(place), operand):
-                if a.shape[0] == 0:
+                if a.shape[0] == 0 and more:
                     continue
                 if more:
-                    self.xp.add_product(target, _flat(a).T, _flat(b))
+                    self.xp.add_product(target, a.T, b)
                 else:
-                    self.xp.matmul(_flat(a).T, _flat(b), out=target)
+                    self.xp.matmul(a.T, b, out=target)
                 more = True
         return out
 
     def _pairs(self, d, operand: Expr) -> list[tuple]:
-        """The sequences whose outer products add up, for values d [T, B, size] and what they multiply."""
+        """The sequences whose outer products add up, for values d [N, size] and what they multiply."""
         if operand.op == "state":
             # The state before step t is what step t - 1 wrote, or the first state.
-            before, first = self.arrays[f"seq_{operand.attr}"], self.first[operand.attr]
-            return [(d[:-1], before[1:]), (d[-1], first)] if self.reverse else [(d[1:], before[:-1]), (d[0], first)]
+            before, first, rows = self.arrays[f"seq_{operand.attr}"], self.first[operand.attr], self.batch.rows
+            if not self.batch.is_dense:
+                start = self.batch.start(self.reverse)
+                earlier = self.xp.take(before, self.batch.previous(self.reverse))
+                earlier[start] = first[:self.batch.live]
+                return [(d, earlier)]
+            return ([(d[:-rows], before[rows:]), (d[-rows:], first)] if self.reverse else
+                    [(d[rows:], before[:-rows]), (d[:rows], first)])
         if operand.op == "constant":
-            return [(d.sum(0), self.inputs[operand.attr])]
+            return [(self._over_steps(d), self.inputs[operand.attr])]
         if operand.op == "input":
             return [(d, self.inputs[operand.attr])]
         for s in self.plan.scan.stored:
@@ -183,7 +201,7 @@ class _Call:
     def _sum(self, buffer: str):
         """The sum of a whole buffer over steps and rows, made once."""
         if buffer not in self.sums:
-            a = _flat(self.arrays[buffer])
+            a = self.arrays[buffer]
             # a product with ones runs at the speed of memory, a sum over the slow axis does not
             self.sums[buffer] = self.xp.matmul(a.T, self.xp.ones(a.shape[0]))
         return self.sums[buffer]

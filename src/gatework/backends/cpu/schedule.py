@@ -42,7 +42,7 @@ class Schedule:
 def is_invariant(e: Expr, memo: dict[Expr, bool]) -> bool:
     """Whether a value depends on parameters and numbers only."""
     if e not in memo:
-        memo[e] = e.op in ("param", "const") or (bool(e.args) and e.op not in ("contract", "sum")
+        memo[e] = e.op in ("param", "const", "size") or (bool(e.args) and e.op not in ("contract", "sum")
                                                  and all(is_invariant(a, memo) for a in e.args))
     return memo[e]
 

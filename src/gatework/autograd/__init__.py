@@ -1,0 +1,12 @@
+"""The way into torch: `scan` runs any cell over a whole sequence, with its derivative.
+
+    dispatch     what is asked for, and who serves it: the kernels or the reference backend
+    functions    the kernels as autograd functions
+    registered   the same work as an operator that compilers and exporters know
+"""
+
+from .dispatch import BACKENDS, scan
+from .functions import Torch
+from .registered import register
+
+__all__ = ["BACKENDS", "Torch", "register", "scan"]

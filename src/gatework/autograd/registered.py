@@ -1,0 +1,121 @@
+"""Receives calls of `gatework.autograd.scan`, hands compilers and exporters the registered operator `gatework::scan`.
+
+They see one node of known shapes and never look into it. An operator takes tensors, numbers and strings only: a cell
+goes in as its fingerprint, the names of its outputs as one string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..backends.cpu.target import target
+from ..compiler import Cell
+from .functions import Torch, batch_of, flat, kernel_of, kernel_of_shapes, narrowed, parts_of, shapes_of
+
+_cells: dict[str, Cell] = {}
+_library = torch.library.Library("gatework", "DEF")
+_library.define("scan(str cell, str outputs, Tensor[] inputs, Tensor[] states, Tensor[] parameters, bool reverse,"
+                " Tensor? sizes, bool train) -> Tensor[]")
+_library.define("scan_backward(str cell, str outputs, Tensor?[] gradients, Tensor[] tensors, Tensor[] kept,"
+                " bool reverse, Tensor? sizes, bool[] needs) -> Tensor[]")
+
+
+def register(cell: Cell) -> Cell:
+    """Make a cell known to the operator.
+
+    Returns the one that stands for all cells of these equations: layers that are alike share their kernels.
+    """
+    return _cells.setdefault(cell.fingerprint, cell)
+
+
+def registered_scan(cell: Cell, outputs: tuple[str, ...], inputs: Sequence[Tensor], states: Sequence[Tensor],
+                    parameters: Sequence[Tensor], reverse: bool, sizes: Tensor | None):
+    """`scan` as one node; the cell has been registered when its layer was made."""
+    made = torch.ops.gatework.scan(cell.fingerprint, ",".join(outputs), inputs, states, parameters, reverse, sizes,
+                                   torch.is_grad_enabled())
+    a, b = len(outputs), len(outputs) + len(states)
+    return made[:a], made[a:b]
+
+
+@torch.library.impl("gatework::scan", "CPU", lib=_library)
+def _scan(name, outputs, inputs, states, parameters, reverse, sizes, train):
+    cell, names = _cells[name], tuple(outputs.split(","))
+    kept: list[Tensor] = []
+
+    def run(xs, counts):
+        k = kernel_of(cell, names, xs, states, parameters)
+        batch = batch_of(xs[0], len(states[0]), counts)
+        handed, last, more = k.forward(Torch(xs[0]), batch, flat(cell, xs), states, parameters, reverse, train)
+        kept.extend(more)
+        return handed, last
+
+    handed, last = narrowed(cell, inputs, sizes, run)
+    # Shapes must not depend on the sizes: what is kept is as long as the sequences, if not all of it is in use.
+    places = inputs[0].shape[:-1].numel()
+    kept = [k if len(k) == places else torch.cat([k, k.new_empty(places - len(k), k.shape[1])]) for k in kept]
+    return [*(y.view(*inputs[0].shape[:-1], y.shape[1]) for y in handed), *last, *kept]
+
+
+@torch.library.register_fake("gatework::scan", lib=_library)
+def _scan_shapes(name, outputs, inputs, states, parameters, reverse, sizes, train):
+    cell, names, x = _cells[name], tuple(outputs.split(",")), inputs[0]
+    # The compiler may leave any size open: those of features are fixed here.
+    shapes = tuple(map(int, shapes_of(inputs, states, parameters)))
+    k = kernel_of_shapes(cell, names, shapes, x.dtype, target())
+    places = x.shape[:-1].numel() if sizes is None else x.shape[0]
+    kept = [x.new_empty(places, k.kept_width(n)) for n in k.kept] if train else []
+    handed = [x.new_empty(*x.shape[:-1], k.width(n)) for n in names]
+    return [*handed, *(s.new_empty(s.shape) for s in states), *kept]
+
+
+def _context(ctx, inputs, output):
+    name, outputs, xs, states, parameters, reverse, sizes, _ = inputs
+    handed = outputs.count(",") + 1
+    ctx.of, ctx.reverse, ctx.counts = (name, outputs), reverse, (len(xs), len(states), len(parameters), handed)
+    ctx.needs = [t.requires_grad for t in (*xs, *states, *parameters)]
+    ctx.set_materialize_grads(False)
+    ctx.sizes = sizes
+    ctx.save_for_backward(*xs, *states, *parameters, *output[:handed], *output[handed + len(states):])
+
+
+def _gradient(ctx, gradients):
+    a, b, c, handed = ctx.counts
+    count, saved = a + b + c, ctx.saved_tensors
+    made = iter(torch.ops.gatework.scan_backward(*ctx.of, list(gradients[:handed + b]), list(saved[:count]),
+                                                 list(saved[count:]), ctx.reverse, ctx.sizes, ctx.needs))
+    given = [next(made) if need else None for need in ctx.needs]
+    return None, None, given[:a], given[a:a + b], given[a + b:], None, None, None
+
+
+torch.library.register_autograd("gatework::scan", _gradient, setup_context=_context, lib=_library)
+
+
+@torch.library.impl("gatework::scan_backward", "CPU", lib=_library)
+def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, needs):
+    cell, names = _cells[name], tuple(outputs.split(","))
+    inputs, states, parameters = parts_of(cell, tensors)
+    counts = None if sizes is None else sizes.tolist()
+    batch = batch_of(inputs[0], len(states[0]), counts)
+
+    def used(ts):
+        return [None if t is None else t.reshape(-1, t.shape[-1])[:batch.total] for t in ts]
+
+    upstream, last = gradients[:len(names)], gradients[len(names):]
+    xs = [x if e.op == "constant" else used([x])[0] for e, x in zip(cell.inputs.values(), inputs)]
+    made = kernel_of(cell, names, xs, states, parameters).backward(
+        Torch(xs[0]), batch, used(upstream), last, xs, states, parameters, used(kept[:len(names)]),
+        [k.clone() for k in used(kept[len(names):])], reverse, needs)
+    whole = []
+    for t, d in zip(tensors, made):
+        if d is not None and d.numel() < t.numel():
+            d = torch.cat([d, d.new_zeros(len(t) - len(d), d.shape[1])])
+        whole.append(d)
+    return [d.view(t.shape) for t, d in zip(tensors, whole) if d is not None]
+
+
+@torch.library.register_fake("gatework::scan_backward", lib=_library)
+def _scan_backward_shapes(name, outputs, gradients, tensors, kept, reverse, sizes, needs):
+    return [t.new_empty(t.shape) for t, need in zip(tensors, needs) if need]

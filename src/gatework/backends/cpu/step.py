@@ -1,0 +1,183 @@
+"""Receives a stack of cells and their weights, hands on prepared calls of few time steps. Needs no torch.
+
+The loops are those of whole sequences, except that nothing leaves them: the products of the inputs are part of the
+step, so a sequence gives the same bits however it is cut into calls. Weights are packed once; a call writes into memory
+of its own, whose addresses were settled when it was prepared.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+
+import numpy as np
+
+from ...compiler import Cell, Family, split
+from ...compiler.expr import order
+from . import jit
+from .batch import Batch
+from .kernel import Numpy, _Compiled
+from .plan import Forward, plan_forward
+from .target import Target, target
+
+LINE = 64  # bytes: vectors of a kernel never straddle two cache lines where memory begins at one
+
+# The layers of a stack, each over all steps before the next one. Words of a task: rows, layers, then per layer: kernel,
+# arguments, scratch of its own, scratch of all.
+_STACK = """
+define void @stack(ptr %task) nounwind {
+entry:
+  %rows = load i64, ptr %task
+  %p1 = getelementptr i64, ptr %task, i64 1
+  %layers = load i64, ptr %p1
+  br label %head
+head:
+  %k = phi i64 [0, %entry], [%next, %body]
+  %more = icmp slt i64 %k, %layers
+  br i1 %more, label %body, label %done
+body:
+  %four = mul i64 %k, 4
+  %at = add i64 %four, 2
+  %a = getelementptr i64, ptr %task, i64 %at
+  %kernel = load ptr, ptr %a
+  %b = getelementptr i64, ptr %a, i64 1
+  %arguments = load ptr, ptr %b
+  %c = getelementptr i64, ptr %a, i64 2
+  %tile = load ptr, ptr %c
+  %d = getelementptr i64, ptr %a, i64 3
+  %shared = load ptr, ptr %d
+  call void %kernel(ptr %arguments, i64 0, i64 %rows, ptr %tile, ptr %shared, i64 0, i64 1, ptr null)
+  %next = add i64 %k, 1
+  br label %head
+done:
+  ret void
+}
+"""
+
+
+class _Aligned(Numpy):
+    """Arrays that begin at a cache line."""
+
+    def empty(self, *shape: int) -> np.ndarray:
+        size = int(np.prod(shape)) * self.dtype.itemsize
+        memory = np.empty(size + LINE, np.uint8)
+        begin = -memory.ctypes.data % LINE
+        return memory[begin:begin + size].view(self.dtype).reshape(shape)
+
+
+def dense(family: Family, stacked: np.ndarray) -> np.ndarray:
+    """A stacked parameter as the loops read it: blocks [gates * H, D] with the zeros around them, [gates * H, H].
+
+    >>> from gatework.cells import slstm
+    >>> from gatework.compiler import trace
+    >>> dense(trace(slstm).families["R"], np.ones((4 * 6, 2), np.float32))[0]
+    array([1., 1., 0., 0., 0., 0.], dtype=float32)
+    """
+    if family.kind != "Blocks":
+        return np.ascontiguousarray(stacked)
+    gates, features = len(family.gates), stacked.shape[1]
+    units = stacked.shape[0] // gates
+    heads = units // features
+    out = np.zeros((gates, heads, features, heads, features), stacked.dtype)
+    for head in range(heads):
+        out[:, head, :, head] = stacked.reshape(gates, heads, features, features)[:, head]
+    return out.reshape(gates * units, units)
+
+
+@cache
+def _compiled(cell: Cell, sizes: tuple[tuple[str, int], ...], bytes_per_value: int,
+              machine: Target) -> tuple[Forward, _Compiled]:
+    """The loop of a cell that hands out all its states, with its input products inside."""
+    scan = split(cell, tuple(cell.states))
+    body = tuple(e for e in order([*cell.next.values(), *scan.beside.values()]) if not e.is_leaf)
+    plan = plan_forward(replace(scan, before=(), body=body), dict(sizes), machine, bytes_per_value, train=False)
+    return plan, _Compiled(plan.loop, machine, bytes_per_value, cell)
+
+
+class _Layer:
+    """One layer as machine code, with its packed weights."""
+
+    def __init__(self, cell: Cell, sizes: Mapping[str, int], parameters: Sequence[np.ndarray]):
+        xp = _Aligned(parameters[0])
+        self.cell, self.sizes = cell, sizes
+        self.plan, self.compiled = _compiled(cell, tuple(sorted(sizes.items())), xp.dtype.itemsize, target())
+        self.given = {f.name: dense(f, p) for f, p in zip(cell.families.values(), parameters, strict=True)}
+        self.packed, self.panels = self.compiled.pack(xp, self.given)
+        self.widths = {s: sizes[e.dims[0]] for s, e in cell.states.items()}
+
+    def arguments(self, batch: Batch, places: Mapping[str, tuple[int, int, int]]) -> ctypes.Array:
+        """The words that the machine code reads; `places` maps buffers to (address, bytes per row, first address)."""
+        words = list(batch.timetable(False, self.compiled.by_end, 0, batch.steps))
+        for name in self.plan.loop.buffers:
+            vector = self.given.get(name.removeprefix("param_"))
+            words += places[name] if vector is None else (vector.ctypes.data, 0, 0)
+        words += self.panels
+        return (ctypes.c_int64 * len(words))(*words)
+
+
+class Stack:
+    """Layers of one cell, each reading the output of the one below; weights are those of the moment it was made.
+
+    sizes: for every layer the sizes of its cell; parameters: for every layer one stacked array per family, all of one
+    dtype, float32 or float64. `inputs` maps every input to its size, `states` lists (layer, state, size): in this order
+    they follow each other in memory, [rows, size] each.
+    """
+
+    def __init__(self, cell: Cell, sizes: Sequence[Mapping[str, int]], parameters: Sequence[Sequence[np.ndarray]]):
+        self.cell, self.dtype = cell, parameters[0][0].dtype
+        self.layers = [_Layer(cell, *layer) for layer in zip(sizes, parameters, strict=True)]
+        self.inputs = {n: sizes[0][e.dims[0]] if e.dims else 1 for n, e in cell.inputs.items()}
+        self.states = [(k, s, n) for k, layer in enumerate(self.layers) for s, n in layer.widths.items()]
+        self.width = sum(n for _, _, n in self.states)  # values of all states of one row
+        self._code = jit.load(_STACK, target())
+        self._run = self._code.function("stack", ctypes.c_void_p)
+
+    def prepare(self, steps: int, rows: int) -> Call:
+        return Call(self, steps, rows)
+
+
+class Call:
+    """The memory of a call for so many steps of so many rows; `run()` computes `states` from the other arrays.
+
+    inputs: [T, B, size] each ([B, size] for a Constant); first: [B * width], all states before the first step;
+    states: [T, B * width], after every step, as `Stack.states` says; output: [T, B, H], a view of those.
+    """
+
+    def __init__(self, stack: Stack, steps: int, rows: int):
+        xp = _Aligned(np.empty(0, stack.dtype))
+        self.inputs = {n: xp.empty(rows, size) if stack.cell.inputs[n].op == "constant" else xp.empty(steps, rows, size)
+                       for n, size in stack.inputs.items()}
+        self.first, self.states = xp.empty(rows * stack.width), xp.empty(steps, rows * stack.width)
+        self._batch = Batch.dense(steps, rows)
+        self._arguments = [layer.arguments(self._batch, places)
+                           for layer, places in zip(stack.layers, self._places(stack, rows))]
+        loops = [layer.plan.loop.scratch_row * rows for layer in stack.layers]
+        self._shared, self._tile = xp.empty(max(loops)), xp.empty(max(a.compiled.tile_values for a in stack.layers))
+        words = [rows, len(stack.layers)]
+        for layer, arguments in zip(stack.layers, self._arguments):
+            words += (layer.compiled.code.address("run"), ctypes.addressof(arguments), self._tile.ctypes.data,
+                      self._shared.ctypes.data)
+        self._task = (ctypes.c_int64 * len(words))(*words)
+        self.run = partial(stack._run, ctypes.addressof(self._task))
+
+    def _places(self, stack: Stack, rows: int) -> list[dict[str, tuple[int, int, int]]]:
+        """For every layer: where the loop finds its sequences."""
+        size, found = stack.dtype.itemsize, []
+        given = {f"in_{n}": (a.ctypes.data, a.shape[-1] * size, 0) for n, a in self.inputs.items()}
+        below = given[f"in_{next(iter(stack.inputs))}"]
+        at = 0
+        for layer in stack.layers:
+            places = given | {f"in_{next(iter(stack.inputs))}": below}
+            for state, width in layer.widths.items():
+                # The rows of a step follow each other; those of the next step follow after all states of this one.
+                places[f"seq_{state}"] = (self.states.ctypes.data + at * size, stack.width * size,
+                                          self.first.ctypes.data + at * size)
+                if state == stack.cell.output:
+                    below = (*places[f"seq_{state}"][:2], 0)
+                    columns = slice(at, at + rows * width)
+                    self.output = self.states[:, columns].reshape(len(self.states), rows, width)
+                at += rows * width
+            found.append(places)
+        return found

@@ -1,0 +1,14 @@
+"""The tests of the Flax converter, in a process without those of the rest."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_flax_cases_hold():
+    # JAX warns in every process that forks after it has started, as other tests do: see flax_cases.py.
+    cases = Path(__file__).with_name("flax_cases.py")
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", str(cases)],
+                          env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
