@@ -33,7 +33,11 @@ def twins(sizes) -> tuple[torch.nn.LSTM, gatework.nn.LSTM]:
 
 
 def ragged(sizes: tuple[int, int, int, int]) -> dict:
-    """Lengths drawn evenly from 1 to T; the dense batch has as many valid steps (T / 2, to the next row)."""
+    """Lengths drawn evenly from 1 to T, half of T in the mean.
+
+    Two dense batches have as many valid steps: one of as many rows is half as long, so that half as many steps wait
+    for each other; one that is as long has half the rows.
+    """
     T, B = sizes[:2]
     x, upstream = data(sizes)
     theirs, ours = twins(sizes)
@@ -52,10 +56,13 @@ def ragged(sizes: tuple[int, int, int, int]) -> dict:
         output, _ = theirs(pack_padded_sequence(x, lengths, enforce_sorted=False))
         return pad_packed_sequence(output, total_length=T)[0]
 
-    dense = x[:steps].detach().requires_grad_()
+    short, narrow = (a.detach().contiguous().requires_grad_() for a in (x[:steps], x[:, :(B + 1) // 2]))
     found = {"gatework": training(lambda x: ours(x, lengths=lengths)[0], ours, x, upstream),
              "torch.nn, packed": training(packed, theirs, x, upstream),
-             "gatework, dense": training(lambda x: ours(x)[0], ours, dense, upstream[:steps].contiguous())}
+             "gatework, dense, half as long": training(lambda x: ours(x)[0], ours, short,
+                                                       upstream[:steps].contiguous()),
+             "gatework, dense, half the rows": training(lambda x: ours(x)[0], ours, narrow,
+                                                        upstream[:, :(B + 1) // 2].contiguous())}
     check(f"ragged {sizes}", found["gatework"].results(), found["torch.nn, packed"].results())
     return found
 

@@ -78,7 +78,7 @@ def narrowed(cell: Cell, inputs: Sequence[Tensor], sizes: Tensor | None, run):
 
 
 def batch_of(like: Tensor, rows: int, counts: Sequence[int] | None) -> Batch:
-    return Batch.dense(*like.shape[:2]) if counts is None else Batch(np.array(counts, np.int64), rows)
+    return Batch.dense(*like.shape[:2]) if counts is None else Batch.ragged(tuple(counts), rows)
 
 
 def flat(cell: Cell, inputs: Sequence[Tensor]) -> list[Tensor]:

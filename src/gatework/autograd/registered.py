@@ -55,7 +55,7 @@ def _scan(name, outputs, inputs, states, parameters, reverse, sizes, train):
     handed, last = narrowed(cell, inputs, sizes, run)
     # Shapes must not depend on the sizes: what is kept is as long as the sequences, if not all of it is in use.
     places = inputs[0].shape[:-1].numel()
-    kept = [k if len(k) == places else torch.cat([k, k.new_empty(places - len(k), k.shape[1])]) for k in kept]
+    kept = [k if len(k) == places else torch.cat([k, k.new_zeros(places - len(k), k.shape[1])]) for k in kept]
     return [*(y.view(*inputs[0].shape[:-1], y.shape[1]) for y in handed), *last, *kept]
 
 

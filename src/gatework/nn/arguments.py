@@ -108,8 +108,10 @@ def check_lengths(lengths, rows: int, steps: int) -> Tensor:
         raise TypeError(f"{form}; their dtype is {lengths.dtype}")
     if tuple(lengths.shape) != (rows,):
         raise ValueError(f"{form}; their shape is {tuple(lengths.shape)}")
-    if not torch.compiler.is_compiling() and (lengths.amin() < 0 or lengths.amax() > steps):
-        raise ValueError(f"{form}; they go from {int(lengths.amin())} to {int(lengths.amax())}")
+    if not torch.compiler.is_compiling():
+        numbers = lengths.tolist()
+        if min(numbers) < 0 or max(numbers) > steps:
+            raise ValueError(f"{form}; they go from {min(numbers)} to {max(numbers)}")
     return lengths.long()
 
 

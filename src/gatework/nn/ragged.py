@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -27,18 +28,12 @@ class Ragged:
     @classmethod
     def of_lengths(cls, lengths: Tensor, steps: int, batch_first: bool, device: torch.device) -> Ragged:
         """From [B] lengths in any order, on the CPU."""
-        rows = len(lengths)
-        order = torch.argsort(lengths, descending=True, stable=True)
-        step = torch.arange(steps)
-        valid = step[:, None] < lengths[order]
-        places = order * steps + step[:, None] if batch_first else order + step[:, None] * rows
         if torch.compiler.is_compiling():
-            # No shape may depend on the lengths: padding comes too, behind all that is in use.
-            places = places.reshape(-1)[torch.argsort(~valid.reshape(-1), stable=True)]
+            # No shape may depend on the lengths: all places come, those of padding behind those in use.
+            sizes, *where = torch.ops.gatework.ragged(lengths, steps, batch_first)
         else:
-            places = places[valid]
-        order, places = order.to(device), places.to(device)
-        return cls(valid.sum(1), order, torch.argsort(order), places)
+            sizes, *where = _layout(lengths, steps, batch_first, padding=False)
+        return cls(sizes, *(w.to(device) for w in where))
 
     @classmethod
     def of_packed(cls, packed: PackedSequence) -> Ragged:
@@ -51,11 +46,37 @@ class Ragged:
     def pad(self, stored: Tensor, shape: Sequence[int]) -> Tensor:
         """[N, size] to [*shape, size], with zeros where there is no step."""
         size = stored.shape[1]
-        whole = stored.new_zeros(shape[0] * shape[1], size).index_copy(0, self.places, stored)
-        return whole.view(*shape, size)
+        return stored.new_zeros(shape[0] * shape[1], size).index_copy_(0, self.places, stored).view(*shape, size)
 
     def sort(self, rows: Tensor, dim: int) -> Tensor:
         return rows if self.order is None else rows.index_select(dim, self.order)
 
     def unsort(self, rows: Tensor, dim: int) -> Tensor:
         return rows if self.back is None else rows.index_select(dim, self.back)
+
+
+def _layout(lengths: Tensor, steps: int, batch_first: bool, padding: bool = True) -> list[Tensor]:
+    """sizes [T], order [B], back [B], and places [N], or [T * B] with those of padding behind those in use."""
+    of_row = lengths.numpy()
+    rows = len(of_row)
+    order = np.argsort(-of_row, kind="stable")
+    back = np.empty_like(order)
+    back[order] = np.arange(rows)
+    step = np.arange(steps)[:, None]
+    valid = step < of_row[order]
+    places = order * steps + step if batch_first else order + step * rows
+    used = places[valid]
+    if padding:
+        used = np.concatenate([used, places[~valid]])
+    return [torch.from_numpy(a) for a in (np.count_nonzero(valid, axis=1), order, back, used)]
+
+
+_library = torch.library.Library("gatework", "FRAGMENT")
+_library.define("ragged(Tensor lengths, SymInt steps, bool batch_first) -> Tensor[]")
+torch.library.impl("gatework::ragged", "CPU", _layout, lib=_library)
+
+
+@torch.library.register_fake("gatework::ragged", lib=_library)
+def _layout_shapes(lengths: Tensor, steps: int, batch_first: bool) -> list[Tensor]:
+    rows = lengths.shape[0]
+    return [lengths.new_empty(n) for n in (steps, rows, rows, steps * rows)]

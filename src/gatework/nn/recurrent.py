@@ -212,7 +212,7 @@ class Recurrent(torch.nn.Module):
         if isinstance(input, PackedSequence):
             check_packed(self, input, lengths, resets, inputs)
             call = _Call(int(input.batch_sizes[0]), recorded, Ragged.of_packed(input))
-            states = self._first_states(hx, (call.rows,), input.data)
+            states = self._first_states(hx, call, input.data)
             output, last, records = self._layers(input.data, states, call)
 
             def form(y: Tensor):
@@ -228,10 +228,10 @@ class Recurrent(torch.nn.Module):
             lengths = check_lengths(lengths, rows, steps)
             call.ragged = Ragged.of_lengths(lengths, steps, self.batch_first, input.device)
         call.further = tuple(self._lay_out(inputs[k], call) for k in list(self.cell.inputs)[1:])
-        states = self._first_states(hx, (rows,), input)
+        states = self._first_states(hx, call, input)
         if resets is not None:
             resets = check_resets(resets, input)
-            states = states if hx is None else self._begin_anew(states, resets, lengths)
+            states = states if hx is None else self._begin_anew(states, resets, lengths, call)
             call.resets = self._after_steps(resets, lengths, call)
         output, last, records = self._layers(self._lay_out(input, call), states, call)
 
@@ -297,11 +297,11 @@ class Recurrent(torch.nn.Module):
             return call.ragged.sort(value, 0) if value.dim() == 2 else call.ragged.pack(value)
         return value.transpose(0, 1) if self.batch_first and value.dim() == 3 else value
 
-    def _begin_anew(self, states: list[Tensor], resets: Tensor, lengths: Tensor | None) -> list[Tensor]:
+    def _begin_anew(self, states: list[Tensor], resets: Tensor, lengths: Tensor | None, call: _Call) -> list[Tensor]:
         """Where step 0 is a reset, no forward direction goes on from the state that was given."""
         at_once = resets[:, 0] if self.batch_first else resets[0]
         if lengths is not None:
-            at_once = at_once & (lengths > 0).to(resets.device)
+            at_once = call.ragged.sort(at_once & (lengths > 0).to(resets.device), 0)
         forward = torch.arange(len(states[0]), device=resets.device) % (1 + self.bidirectional) == 0
         anew = forward[:, None, None] & at_once[None, :, None]
         return [torch.where(anew, first, s) for first, s in zip(self._initial(states[0].shape[1:2], states[0]), states)]
@@ -313,22 +313,23 @@ class Recurrent(torch.nn.Module):
         comes after the last step is no step, so the state is handed out as it is.
         """
         resets = resets.transpose(0, 1) if self.batch_first else resets
-        none = torch.zeros_like(resets[:1])
-        forward, reverse = torch.cat([resets[1:], none]), torch.cat([none, resets[1:]])
-        if lengths is not None:
-            steps = torch.arange(1, len(resets) + 1)
-            forward = forward & (steps[:, None] < lengths).to(resets.device)
         found = []
-        for after in (forward, reverse)[:1 + self.bidirectional]:
+        for reverse in range(1 + self.bidirectional):
+            after = resets.new_zeros(resets.shape, dtype=self.first_parameter.dtype)
+            if reverse:
+                after[1:] = resets[1:]
+            elif lengths is None:
+                after[:-1] = resets[1:]
+            else:
+                steps = torch.arange(1, len(resets))
+                after[:-1] = resets[1:] & (steps[:, None] < lengths).to(resets.device)
             after = after.transpose(0, 1) if self.batch_first else after
-            found.append(self._lay_out(after.unsqueeze(2).to(self.first_parameter.dtype), call))
+            found.append(self._lay_out(after.unsqueeze(2), call))
         return found
 
     def _layers(self, x: Tensor, states: list[Tensor], call: _Call):
         """Run all layers and directions; `states` and the last states are [layers * directions, B, size] per state."""
         directions = 1 + self.bidirectional
-        if call.ragged is not None:
-            states = [call.ragged.sort(s, 1) for s in states]
         last: list[list[Tensor]] = []
         records: dict[str, Tensor] = {}
         for layer in range(self.num_layers):
@@ -368,13 +369,14 @@ class Recurrent(torch.nn.Module):
         count = self.num_layers * (1 + self.bidirectional)
         return [(count, *rows, self.sizes[e.dims[0]]) for e in self.cell.states.values()]
 
-    def _first_states(self, hx, rows: tuple[int, ...], like: Tensor) -> list[Tensor]:
+    def _first_states(self, hx, call: _Call, like: Tensor) -> list[Tensor]:
+        """The states that rows begin with, in the order of the rows in this call."""
         if hx is None:
-            return self._initial(rows, like)
-        states = check_states(self, hx, self._state_shapes(rows))
+            return self._initial((call.rows,), like)  # all rows alike
+        states = check_states(self, hx, self._state_shapes((call.rows,)))
         if torch.is_autocast_enabled(like.device.type):
             states = [s.to(self.first_parameter.dtype) for s in states]  # autocast keeps the parameters' precision
-        return states
+        return states if call.ragged is None else [call.ragged.sort(s, 1) for s in states]
 
     def _initial(self, rows: tuple[int, ...], like: Tensor) -> list[Tensor]:
         """The first states where none are given: zeros, or those that are learned."""

@@ -1,4 +1,4 @@
-"""Which rows a batch has in each step; hands on the timetable that a kernel follows, and index arrays.
+"""Which rows a batch has in each step; hands on the words by which a kernel finds them, and index arrays.
 
 A sequence is stored step by step, as [N, width]: N is the sum of the rows over all steps. Rows are sorted, those with
 the most steps first, so that row b of step t lies at offset[t] + b. Where all rows are as long this is [T, B, width].
@@ -6,15 +6,12 @@ the most steps first, so that row b of step t lies at offset[t] + b. Where all r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
 
 from . import threads
-
-# An entry: first row, row after the last one, where the rows of this step, of the turn before and of the turn after
-# begin, whether it is the first turn of these rows, and whether it is their last one.
-ENTRY_WORDS = 7
 
 
 class Batch:
@@ -25,19 +22,29 @@ class Batch:
     (7, [3, 3, 1, 0])
     """
 
-    def __init__(self, sizes: np.ndarray, rows: int):
-        self.sizes, self.rows, self.steps = np.asarray(sizes, np.int64), rows, len(sizes)
-        self.offsets = np.concatenate([[0], np.cumsum(self.sizes)])
+    def __init__(self, sizes: Sequence[int] | np.ndarray, rows: int):
+        self.rows, self.steps = rows, len(sizes)
+        # One array, as the kernel reads it: any number, where each step begins and the last one ends, the rows of each
+        # step, 0.
+        self._words = np.zeros(2 * self.steps + 3, np.int64)
+        self.offsets, self.sizes = self._words[1:self.steps + 2], self._words[self.steps + 2:-1]
+        self.sizes[:] = sizes
+        np.cumsum(self.sizes, out=self.offsets[1:])
         self.total = int(self.offsets[-1])
         self.live = int(self.sizes[0]) if self.steps else 0  # rows that have a step at all
         self.is_dense = self.total == self.steps * rows
-        self._tables: dict[tuple[bool, bool], tuple[np.ndarray, np.ndarray]] = {}
 
     @staticmethod
-    @lru_cache(maxsize=64)
+    @lru_cache(maxsize=16)
     def dense(steps: int, rows: int) -> Batch:
         """The batch in which every row has all steps; made once for shapes that come again."""
         return Batch(np.full(steps, rows), rows)
+
+    @staticmethod
+    @lru_cache(maxsize=4)
+    def ragged(sizes: tuple[int, ...], rows: int) -> Batch:
+        """The batch of these sizes; made once for all layers and directions of a call."""
+        return Batch(sizes, rows)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -52,41 +59,14 @@ class Batch:
 
     # ---- what the kernel reads
 
-    def timetable(self, from_end: bool, by_end: bool, begin: int, end: int) -> tuple[int, int]:
-        """(entries, address) of the turns for the steps from `begin` to `end`, first or last step first.
+    def timetable(self, from_end: bool, begin: int, end: int) -> tuple[int, int, int, int, int]:
+        """The turns for the steps from `begin` to `end`, the last one first with `from_end`.
 
-        `by_end`: rows whose last turn it is have an entry of their own. Rows whose first turn it is always have one.
+        Words: how many turns, the step of the first one, 1 or -1, where the offsets lie, and where the sizes.
         """
-        if (from_end, by_end) not in self._tables:
-            self._tables[from_end, by_end] = self._table(from_end, by_end)
-        table, starts = self._tables[from_end, by_end]
-        first, last = (self.steps - end, self.steps - begin) if from_end else (begin, end)
-        first, last = int(starts[first]), int(starts[last])
-        return last - first, table.__array_interface__["data"][0] + first * ENTRY_WORDS * 8
-
-    def _table(self, from_end: bool, by_end: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Two entries a turn, those without rows left out; and where the entries of every turn start."""
-        t = np.arange(self.steps)
-        now, offset = self.sizes, self.offsets[:-1]
-        later = np.append(now[1:], 0)  # rows that also have the step after this one
-        cut = later if by_end or from_end else np.zeros_like(now)
-        entries = np.zeros((self.steps, 2, ENTRY_WORDS), np.int64)
-        entries[:, 0, 1] = entries[:, 1, 0] = cut
-        entries[:, 1, 1] = now
-        entries[:, :, 2] = offset[:, None]
-        before, after = np.append(0, offset)[:-1], np.append(offset, 0)[1:]
-        begins, ends = np.broadcast_to((t == 0)[:, None], (self.steps, 2)), np.array([[False, True]])
-        if not by_end and not from_end:
-            ends = (t == self.steps - 1)[:, None]
-        if from_end:
-            before, after, begins, ends = after, before, ends, begins
-        entries[:, :, 3], entries[:, :, 4] = before[:, None], after[:, None]
-        entries[:, :, 5], entries[:, :, 6] = begins, ends
-        if from_end:
-            entries = entries[::-1]
-        filled = entries[:, :, 0] < entries[:, :, 1]
-        starts = np.concatenate([[0], np.cumsum(filled.sum(1))])
-        return np.ascontiguousarray(entries[filled]), starts
+        address = self._words.__array_interface__["data"][0] + 8
+        first, direction = (end - 1, -1) if from_end else (begin, 1)
+        return end - begin, first, direction, address, address + 8 * (self.steps + 1)
 
     def parts(self, count: int) -> list[tuple[int, int]]:
         """Rows (first, how many) for each of `count` threads, with about as many steps in all."""
@@ -131,13 +111,10 @@ class Batch:
         """[N]: the row of every place in a sequence."""
         return np.arange(self.total) - np.repeat(self.offsets[:-1], self.sizes)
 
-    @cached_property
-    def _step_of(self) -> np.ndarray:
-        return np.repeat(np.arange(self.steps), self.sizes)
-
     def previous(self, reverse: bool) -> np.ndarray:
         """[N]: where the turn before lies in a sequence; 0 for the first turn of a row."""
-        step = self._step_of + (1 if reverse else -1)
-        place = self.offsets[np.clip(step, 0, self.steps - 1)] + self.row_of
+        # Forward a row has moved by the rows of the step before, in reverse by those of its own.
+        moved = self.sizes if reverse else -np.concatenate([[0], self.sizes[:-1]])
+        place = np.arange(self.total) + np.repeat(moved, self.sizes)
         place[self.start(reverse)] = 0
         return place

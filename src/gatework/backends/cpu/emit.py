@@ -1,6 +1,6 @@
 """Receives the plan of a loop, hands on its LLVM IR: inner products, the packing of their panels, and the loop itself.
 
-    for each entry of the timetable: a turn of the loop, or the part of one that some rows take
+    for each turn of the loop, and in it for the rows that go on and those that begin (or end) in it
         for each stage
             for each block of units, for each tile of rows
                 inner products into a small scratch      one function per number of rows, free of the cell
@@ -12,7 +12,6 @@ from __future__ import annotations
 from functools import partial
 
 from ...compiler.expr import Expr, number
-from .batch import ENTRY_WORDS
 from .ir import Function, Module
 from .maths import OPERATIONS
 from .panels import (
@@ -108,27 +107,41 @@ class _Kernel:
     def write(self) -> None:
         f = self.f
         before = self._flush_denormals()
-        entries, timetable = f.load_word("%arguments", 0), f.load_word("%arguments", 1, "ptr")
-        words = 2 + 3 * len(self.loop.buffers)
+        turns, first, direction = (f.load_word("%arguments", k) for k in range(3))
+        offsets, sizes = (f.load_word("%arguments", k, "ptr") for k in (3, 4))
+        words = 5 + 3 * len(self.loop.buffers)
         self.panels = {p.name: f.load_word("%arguments", words + k, "ptr") for k, p in enumerate(self.loop.panels)}
         self.base, self.stride, self.edge = {}, {}, {}
         for name, k in self.index.items():
-            self.base[name] = f.load_word("%arguments", 2 + 3 * k, "ptr")
+            self.base[name] = f.load_word("%arguments", 5 + 3 * k, "ptr")
             if self.loop.buffers[name].kind == "sequence":
-                self.stride[name] = f.load_word("%arguments", 3 + 3 * k)
-                self.edge[name] = f.load_word("%arguments", 4 + 3 * k, "ptr")
+                self.stride[name] = f.load_word("%arguments", 6 + 3 * k)
+                self.edge[name] = f.load_word("%arguments", 7 + 3 * k, "ptr")
         self.alone = f.value("icmp eq i64 %all, 1")
         shares = [self._share(step) for step in self.loop.passes]
         end = f.integer("add", "%first", "%rows")
-        with f.loop("0", entries) as entry:
-            entry = f.at(timetable, f.integer("mul", entry, 8 * ENTRY_WORDS))
-            begin, until, *offsets, begins, ends = (f.load_word(entry, k) for k in range(ENTRY_WORDS))
-            self.offset = dict(zip((0, -1, 1), offsets))
-            self.at_edge = {"first": f.value(f"trunc i64 {begins} to i1"), "last": f.value(f"trunc i64 {ends} to i1")}
-            self.row = f.larger(begin, "%first")
-            self.rows = f.integer("sub", f.smaller(until, end), self.row)
-            with f.when(f.value(f"icmp sgt i64 {self.rows}, 0")):
-                self._turn(shares)
+        from_end = f.value(f"icmp slt i64 {direction}, 0")
+        with f.loop("0", turns) as turn:
+            step = f.integer("add", first, f.integer("mul", turn, direction))
+            here = f.at(offsets, f.integer("mul", step, 8))
+            self.offset = {0: f.load_word(here, 0)}
+            self.offset |= {turn: f.value(f"load i64, ptr {f.at(here, f.integer('mul', direction, 8 * turn))}")
+                            for turn in (-1, 1)}
+            now, later = (f.load_word(f.at(sizes, f.integer("mul", step, 8)), k) for k in range(2))
+            # Rows that have the step after this one too go on; the others have begun, or end, in this turn.
+            if not any(place.edge == "last" for place in self.loop.reads.values()):
+                later = f.value(f"select i1 {from_end}, i64 {later}, i64 0")
+            at_start = f.value(f"icmp eq i64 {step}, 0")
+            with f.loop("0", "2") as part:
+                others = f.value(f"icmp eq i64 {part}, 1")
+                self.at_edge = {edge: f.value(f"select i1 {from_end}, i1 {a}, i1 {b}") for edge, a, b in
+                                (("first", others, at_start), ("last", at_start, others))}
+                begin = f.value(f"select i1 {others}, i64 {later}, i64 0")
+                until = f.value(f"select i1 {others}, i64 {now}, i64 {later}")
+                self.row = f.larger(begin, "%first")
+                self.rows = f.integer("sub", f.smaller(until, end), self.row)
+                with f.when(f.value(f"icmp sgt i64 {self.rows}, 0")):
+                    self._turn(shares)
         if before is not None:
             f.line(f"call void @llvm.x86.sse.ldmxcsr(ptr {before})")
         f.finish()

@@ -107,7 +107,6 @@ class _Compiled:
         self.tile_values = tile_values(loop, lanes) + lanes
         self.shareable = splits_units(loop, lanes)
         self.buffers = [(b.name, b.width * size) for b in loop.buffers.values()]
-        self.by_end = any(place.edge == "last" for place in loop.reads.values())
 
     def pack(self, xp, parameters: dict[str, Any]) -> tuple[Any, list[int]]:
         """The packed panels of the weights as they are now, in one array, and the address of each.
@@ -131,7 +130,7 @@ class _Compiled:
         """Run the turns of some steps. A `passing` buffer holds these steps only; a `still` one the same for all."""
         begin = int(batch.offsets[span[0]])
         total = int(batch.offsets[span[1]]) - begin
-        words = list(batch.timetable(from_end, self.by_end, *span))
+        words = list(batch.timetable(from_end, *span))
         for name, width in self.buffers:
             address = xp.address(arrays[name])
             if name in still:
@@ -151,11 +150,13 @@ class _Compiled:
 
     def _parts(self, batch: Batch, total: int, most: int) -> tuple[list[tuple[int, int]], bool]:
         """Rows for every thread, and whether the threads share the units of the same rows instead."""
-        rows, count = batch.rows, min(most, 1 + total * max(self.multiplications, 256) // WORTH_A_THREAD)
+        count = min(most, 1 + total * max(self.multiplications, 256) // WORTH_A_THREAD)
+        rows = total / batch.steps  # that a step has; a thread with few of them only waits for the panels
         if (count > 1 and self.shareable and threads.has_team()
-                and (self.panel_values * self.size > MOST_PANEL or rows < 2 * count)
+                and (self.panel_values * self.size > (MOST_PANEL if batch.is_dense else MOST_PANEL // 2)
+                     or rows < 2 * count)
                 and rows * self.multiplications > count * WORTH_A_MEETING):
-            return [(0, rows)] * count, True
+            return [(0, batch.rows)] * count, True
         return batch.parts(count), False
 
 
