@@ -136,11 +136,11 @@ def values_and_gradients(run, model, x, given):
     return [*made, *torch.autograd.grad(loss, [x, *model.parameters()])]
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("options", [{}, dict(initial_state=True), dict(checkpoint_every=2)], ids=str)
 @pytest.mark.parametrize("option", GIVEN)
-def test_compiled_model_is_one_graph_and_gives_the_same_values_and_gradients(option, learned):
+def test_compiled_model_is_one_graph_and_gives_the_same_values_and_gradients(option, options):
     torch._dynamo.reset()
-    model = Model(initial_state=learned)
+    model = Model(**options)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(4, 3, 3)
     found = values_and_gradients(compiled, model, x, GIVEN[option])
@@ -171,14 +171,16 @@ def test_exported_program_gives_the_same_values_and_names_the_operator(option):
     assert "gatework.scan" in str(program.graph)
 
 
-def test_registered_operator_passes_the_checks_of_torch():
+@pytest.mark.parametrize("every", [0, 2])
+def test_registered_operator_passes_the_checks_of_torch(every):
     torch.manual_seed(0)
     cell = autograd.register(gatework.trace(cells.lstm))
     x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
     states = [torch.randn(3, 4, dtype=torch.float64) for _ in range(2)]
     weights = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((16, 2), (16, 4), (16,), (16,))]
     sizes = torch.tensor([3, 1, 1])  # one place less than there are
-    torch.library.opcheck(torch.ops.gatework.scan, (cell.fingerprint, "h,i", [x], states, weights, False, sizes, True))
+    given = (cell.fingerprint, "h,i", [x], states, weights, False, sizes, every, True)
+    torch.library.opcheck(torch.ops.gatework.scan, given)
 
 
 # Training.

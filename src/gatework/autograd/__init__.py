@@ -2,6 +2,7 @@
 
     dispatch     what is asked for, and who serves it: the kernels or the reference backend
     functions    the kernels as autograd functions
+    checkpoints  long sequences, stretch by stretch
     registered   the same work as an operator that compilers and exporters know
 """
 

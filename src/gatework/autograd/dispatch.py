@@ -55,7 +55,7 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
         return narrowed(cell, inputs, sizes, lambda xs, counts: reference.run(
             cell, xs, states, parameters, reverse, outputs, counts))
     if torch.compiler.is_compiling():
-        return registered_scan(cell, outputs, inputs, states, parameters, reverse, sizes)
+        return registered_scan(cell, outputs, inputs, states, parameters, reverse, sizes, checkpoint_every)
     return narrowed(cell, inputs, sizes, lambda xs, counts: eager(
         cell, outputs, xs, states, parameters, reverse, counts, checkpoint_every))
 

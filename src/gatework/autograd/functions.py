@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from math import isqrt
 
 import numpy as np
 import torch
@@ -15,10 +14,9 @@ from ..backends.cpu.batch import Batch
 from ..backends.cpu.kernel import Kernel, kernel_for
 from ..backends.cpu.target import Target, target
 from ..compiler import Cell
+from . import checkpoints
 
 FUSED = {torch.float32: 4, torch.float64: 8}
-# Rows in a stretch between two checkpoints, at the least: shorter products do not fill the machine.
-_STRETCH = 1024
 
 
 class Torch:
@@ -90,7 +88,7 @@ def eager(cell: Cell, outputs, inputs, states, parameters, reverse, counts, chec
     batch = batch_of(inputs[0], len(states[0]), counts)
     tensors = (*flat(cell, inputs), *states, *parameters)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        every = _stretch(batch, checkpoint_every)
+        every = checkpoints.distance(batch.steps, batch.rows, checkpoint_every)
         made = (_Scan.apply(cell, outputs, batch, reverse, *tensors) if every >= batch.steps else
                 _Checkpointed.apply(cell, outputs, batch, reverse, every, *tensors))
         handed, last = made[:len(outputs)], list(made[len(outputs):])
@@ -99,12 +97,6 @@ def eager(cell: Cell, outputs, inputs, states, parameters, reverse, counts, chec
         handed, last, _ = kernel_of(cell, outputs, *parts).forward(Torch(tensors[0]), batch, *parts, reverse, False)
     shape = inputs[0].shape[:2] if counts is None else (batch.total,)
     return [y.view(*shape, y.shape[1]) for y in handed], last
-
-
-def _stretch(batch: Batch, every: int | str | None) -> int:
-    if every is None:
-        return batch.steps
-    return max(isqrt(batch.steps), -(-_STRETCH // batch.rows)) if every == "auto" else every
 
 
 def kernel_of(cell: Cell, outputs: tuple[str, ...], inputs, states, parameters) -> Kernel:
@@ -176,66 +168,26 @@ def _differentiable(cell: Cell, outputs, batch: Batch, reverse, tensors, gradien
 
 
 class _Checkpointed(torch.autograd.Function):
-    """A whole sequence in stretches: only their first states are kept, the rest is computed again."""
+    """A whole sequence of which only the states at the checkpoints are kept."""
 
     @staticmethod
     def forward(ctx, cell: Cell, outputs: tuple[str, ...], batch: Batch, reverse: bool, every: int, *tensors: Tensor):
-        inputs, states, parameters = parts_of(cell, tensors)
-        kernel, xp = kernel_of(cell, outputs, inputs, states, parameters), Torch(tensors[0])
-        spans = [(t, min(t + every, batch.steps)) for t in range(0, batch.steps, every)]
-        handed: list[Tensor] = []
-        starts = []
-        for span in reversed(spans) if reverse else spans:
-            starts += states
-            pieces, states, _ = kernel.forward(xp, batch.slice(*span), _stretch_of(cell, batch, span, inputs), states,
-                                               parameters, reverse, False)
-            handed = handed or [xp.empty(batch.total, y.shape[1]) for y in pieces]
-            for whole, piece in zip(handed, pieces):
-                whole[_places(batch, span)] = piece
-        ctx.of = cell, outputs, batch, reverse, every, spans
+        parts = parts_of(cell, tensors)
+        handed, last, starts = checkpoints.forward(kernel_of(cell, outputs, *parts), Torch(tensors[0]), batch, every,
+                                                   *parts, reverse)
+        ctx.of = cell, outputs, batch, reverse, every
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *starts)
-        return *handed, *states
+        return *handed, *last
 
     @staticmethod
     def backward(ctx, *gradients):
-        cell, outputs, batch, reverse, every, spans = ctx.of
+        cell, outputs, batch, reverse, every = ctx.of
         count = len(ctx.needs_input_grad) - 5
-        needs, tensors, starts = ctx.needs_input_grad[5:], ctx.saved_tensors[:count], list(ctx.saved_tensors[count:])
+        needs, tensors, starts = ctx.needs_input_grad[5:], ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if torch.is_grad_enabled():
             return *[None] * 5, *_differentiable(cell, outputs, batch, reverse, tensors, gradients, needs)
-        inputs, states, parameters = parts_of(cell, tensors)
-        kernel, xp = kernel_of(cell, outputs, inputs, states, parameters), Torch(tensors[0])
-        upstream, last = gradients[:len(outputs)], gradients[len(outputs):]
-        carried = [True] * len(states)
-        a, b = len(inputs), len(inputs) + len(states)
-        # Gradients of sequences are written stretch by stretch, those of all that is the same in each are added up.
-        total = [torch.empty_like(x) if need and e.op == "input" else None
-                 for e, x, need in zip(cell.inputs.values(), inputs, needs)] + [None] * (count - a)
-        for span in spans if reverse else reversed(spans):
-            first = [starts.pop() for _ in states][::-1]
-            part, places = batch.slice(*span), _places(batch, span)
-            xs = _stretch_of(cell, batch, span, inputs)
-            handed, _, kept = kernel.forward(xp, part, xs, first, parameters, reverse, True)
-            made = kernel.backward(xp, part, [None if d is None else d[places] for d in upstream], last, xs, first,
-                                   parameters, handed, kept, reverse, [*needs[:a], *carried, *needs[b:]])
-            last = made[a:b]
-            for k, d in enumerate(made):
-                if d is None or a <= k < b:
-                    continue
-                if k < a and list(cell.inputs.values())[k].op == "input":
-                    total[k][places] = d
-                else:
-                    total[k] = d if total[k] is None else total[k].add_(d)
-        total[a:b] = [d if need else None for d, need in zip(last, needs[a:b])]
-        return *[None] * 5, *total
-
-
-def _places(batch: Batch, span: tuple[int, int]) -> slice:
-    """Where the steps of a span lie in a sequence."""
-    return slice(int(batch.offsets[span[0]]), int(batch.offsets[span[1]]))
-
-
-def _stretch_of(cell: Cell, batch: Batch, span: tuple[int, int], inputs: Sequence[Tensor]) -> list[Tensor]:
-    places = _places(batch, span)
-    return [x if e.op == "constant" else x[places] for e, x in zip(cell.inputs.values(), inputs)]
+        parts = parts_of(cell, tensors)
+        return *[None] * 5, *checkpoints.backward(
+            kernel_of(cell, outputs, *parts), Torch(tensors[0]), batch, every, gradients[:len(outputs)],
+            gradients[len(outputs):], *parts, starts, reverse, needs)

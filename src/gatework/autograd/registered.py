@@ -13,14 +13,15 @@ from torch import Tensor
 
 from ..backends.cpu.target import target
 from ..compiler import Cell
+from . import checkpoints
 from .functions import Torch, batch_of, flat, kernel_of, kernel_of_shapes, narrowed, parts_of, shapes_of
 
 _cells: dict[str, Cell] = {}
 _library = torch.library.Library("gatework", "DEF")
 _library.define("scan(str cell, str outputs, Tensor[] inputs, Tensor[] states, Tensor[] parameters, bool reverse,"
-                " Tensor? sizes, bool train) -> Tensor[]")
+                " Tensor? sizes, SymInt every, bool train) -> Tensor[]")
 _library.define("scan_backward(str cell, str outputs, Tensor?[] gradients, Tensor[] tensors, Tensor[] kept,"
-                " bool reverse, Tensor? sizes, bool[] needs) -> Tensor[]")
+                " bool reverse, Tensor? sizes, SymInt every, bool[] needs) -> Tensor[]")
 
 
 def register(cell: Cell) -> Cell:
@@ -32,52 +33,68 @@ def register(cell: Cell) -> Cell:
 
 
 def registered_scan(cell: Cell, outputs: tuple[str, ...], inputs: Sequence[Tensor], states: Sequence[Tensor],
-                    parameters: Sequence[Tensor], reverse: bool, sizes: Tensor | None):
+                    parameters: Sequence[Tensor], reverse: bool, sizes: Tensor | None,
+                    checkpoint_every: int | str | None):
     """`scan` as one node; the cell has been registered when its layer was made."""
+    every = 0  # steps between two checkpoints, 0 for none
+    if checkpoint_every is not None:
+        steps = len(inputs[0] if sizes is None else sizes)
+        every = checkpoints.distance(int(steps), int(len(states[0])), checkpoint_every)
+        every = 0 if every >= steps else every
     made = torch.ops.gatework.scan(cell.fingerprint, ",".join(outputs), inputs, states, parameters, reverse, sizes,
-                                   torch.is_grad_enabled())
+                                   every, torch.is_grad_enabled())
     a, b = len(outputs), len(outputs) + len(states)
     return made[:a], made[a:b]
 
 
 @torch.library.impl("gatework::scan", "CPU", lib=_library)
-def _scan(name, outputs, inputs, states, parameters, reverse, sizes, train):
+def _scan(name, outputs, inputs, states, parameters, reverse, sizes, every, train):
     cell, names = _cells[name], tuple(outputs.split(","))
     kept: list[Tensor] = []
+    places = inputs[0].shape[:-1].numel()
 
     def run(xs, counts):
         k = kernel_of(cell, names, xs, states, parameters)
         batch = batch_of(xs[0], len(states[0]), counts)
-        handed, last, more = k.forward(Torch(xs[0]), batch, flat(cell, xs), states, parameters, reverse, train)
-        kept.extend(more)
+        given = flat(cell, xs), states, parameters, reverse
+        if train and every:
+            handed, last, starts = checkpoints.forward(k, Torch(xs[0]), batch, every, *given)
+            kept.extend(starts)
+        else:
+            handed, last, more = k.forward(Torch(xs[0]), batch, *given, train)
+            # Shapes must not depend on the sizes: as long as the sequences, if not all of it is in use.
+            kept.extend(m if len(m) == places else torch.cat([m, m.new_zeros(places - len(m), m.shape[1])])
+                        for m in more)
         return handed, last
 
     handed, last = narrowed(cell, inputs, sizes, run)
-    # Shapes must not depend on the sizes: what is kept is as long as the sequences, if not all of it is in use.
-    places = inputs[0].shape[:-1].numel()
-    kept = [k if len(k) == places else torch.cat([k, k.new_zeros(places - len(k), k.shape[1])]) for k in kept]
     return [*(y.view(*inputs[0].shape[:-1], y.shape[1]) for y in handed), *last, *kept]
 
 
 @torch.library.register_fake("gatework::scan", lib=_library)
-def _scan_shapes(name, outputs, inputs, states, parameters, reverse, sizes, train):
+def _scan_shapes(name, outputs, inputs, states, parameters, reverse, sizes, every, train):
     cell, names, x = _cells[name], tuple(outputs.split(",")), inputs[0]
     # The compiler may leave any size open: those of features are fixed here.
     shapes = tuple(map(int, shapes_of(inputs, states, parameters)))
     k = kernel_of_shapes(cell, names, shapes, x.dtype, target())
     places = x.shape[:-1].numel() if sizes is None else x.shape[0]
-    kept = [x.new_empty(places, k.kept_width(n)) for n in k.kept] if train else []
+    kept = []
+    if train and every:
+        stretches = -(-len(x if sizes is None else sizes) // every)
+        kept = [x.new_empty(stretches, *s.shape) for s in states]
+    elif train:
+        kept = [x.new_empty(places, k.kept_width(n)) for n in k.kept]
     handed = [x.new_empty(*x.shape[:-1], k.width(n)) for n in names]
     return [*handed, *(s.new_empty(s.shape) for s in states), *kept]
 
 
 def _context(ctx, inputs, output):
-    name, outputs, xs, states, parameters, reverse, sizes, _ = inputs
+    name, outputs, xs, states, parameters, reverse, sizes, every, _ = inputs
     handed = outputs.count(",") + 1
     ctx.of, ctx.reverse, ctx.counts = (name, outputs), reverse, (len(xs), len(states), len(parameters), handed)
     ctx.needs = [t.requires_grad for t in (*xs, *states, *parameters)]
     ctx.set_materialize_grads(False)
-    ctx.sizes = sizes
+    ctx.sizes, ctx.every = sizes, every
     ctx.save_for_backward(*xs, *states, *parameters, *output[:handed], *output[handed + len(states):])
 
 
@@ -85,16 +102,16 @@ def _gradient(ctx, gradients):
     a, b, c, handed = ctx.counts
     count, saved = a + b + c, ctx.saved_tensors
     made = iter(torch.ops.gatework.scan_backward(*ctx.of, list(gradients[:handed + b]), list(saved[:count]),
-                                                 list(saved[count:]), ctx.reverse, ctx.sizes, ctx.needs))
+                                                 list(saved[count:]), ctx.reverse, ctx.sizes, ctx.every, ctx.needs))
     given = [next(made) if need else None for need in ctx.needs]
-    return None, None, given[:a], given[a:a + b], given[a + b:], None, None, None
+    return None, None, given[:a], given[a:a + b], given[a + b:], None, None, None, None
 
 
 torch.library.register_autograd("gatework::scan", _gradient, setup_context=_context, lib=_library)
 
 
 @torch.library.impl("gatework::scan_backward", "CPU", lib=_library)
-def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, needs):
+def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, every, needs):
     cell, names = _cells[name], tuple(outputs.split(","))
     inputs, states, parameters = parts_of(cell, tensors)
     counts = None if sizes is None else sizes.tolist()
@@ -105,9 +122,13 @@ def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, need
 
     upstream, last = gradients[:len(names)], gradients[len(names):]
     xs = [x if e.op == "constant" else used([x])[0] for e, x in zip(cell.inputs.values(), inputs)]
-    made = kernel_of(cell, names, xs, states, parameters).backward(
-        Torch(xs[0]), batch, used(upstream), last, xs, states, parameters, used(kept[:len(names)]),
-        [k.clone() for k in used(kept[len(names):])], reverse, needs)
+    kernel, xp = kernel_of(cell, names, xs, states, parameters), Torch(xs[0])
+    if every:
+        made = checkpoints.backward(kernel, xp, batch, every, used(upstream), last, xs, states, parameters,
+                                    kept[len(names):], reverse, needs)
+    else:
+        made = kernel.backward(xp, batch, used(upstream), last, xs, states, parameters, used(kept[:len(names)]),
+                               [k.clone() for k in used(kept[len(names):])], reverse, needs)
     whole = []
     for t, d in zip(tensors, made):
         if d is not None and d.numel() < t.numel():
@@ -117,5 +138,5 @@ def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, need
 
 
 @torch.library.register_fake("gatework::scan_backward", lib=_library)
-def _scan_backward_shapes(name, outputs, gradients, tensors, kept, reverse, sizes, needs):
+def _scan_backward_shapes(name, outputs, gradients, tensors, kept, reverse, sizes, every, needs):
     return [t.new_empty(t.shape) for t, need in zip(tensors, needs) if need]

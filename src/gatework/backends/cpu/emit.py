@@ -28,7 +28,7 @@ from .panels import (
 from .plan import Loop, Panel, Pass, Place
 from .schedule import is_invariant
 from .target import Target
-from .threads import SIGNATURE
+from .threads import MEETING, SIGNATURE
 
 
 def emit(loop: Loop, target: Target, size: int) -> str:
@@ -38,7 +38,8 @@ def emit(loop: Loop, target: Target, size: int) -> str:
     every stage. `pack` takes some blocks of a panel.
     """
     module = Module(target, size)
-    _write_meeting(module)
+    module.declared["declare i32 @sched_yield()"] = None
+    module.functions.append(MEETING)
     for step in loop.passes:
         for panel in step.panels:
             write_inner_products(module, loop, step, panel)
@@ -50,40 +51,6 @@ def emit(loop: Loop, target: Target, size: int) -> str:
 def splits_units(loop: Loop, lanes: int) -> bool:
     """Whether threads may share the units of a stage: not where they would add up one sum together."""
     return all(s.stage.dims and not s.stage.sums and block_count(s, lanes) > 1 for s in loop.passes)
-
-
-def _write_meeting(module: Module) -> None:
-    """meet(point, all): return when all members of a team have come. The point: arrivals, and a count of meetings."""
-    module.declared["declare i32 @sched_yield()"] = None
-    module.functions.append("""define internal void @meet(ptr %point, i64 %all) nounwind noinline {
-entry:
-  %meetings = getelementptr i8, ptr %point, i64 128
-  %now = load atomic i64, ptr %meetings monotonic, align 8
-  %before = atomicrmw add ptr %point, i64 1 acq_rel
-  %come = add i64 %before, 1
-  %last = icmp eq i64 %come, %all
-  br i1 %last, label %open, label %wait
-open:
-  store atomic i64 0, ptr %point monotonic, align 8
-  %opened = atomicrmw add ptr %meetings, i64 1 release
-  ret void
-wait:
-  %turn = phi i64 [0, %entry], [%next, %again]
-  %seen = load atomic i64, ptr %meetings acquire, align 8
-  %go = icmp ne i64 %seen, %now
-  br i1 %go, label %done, label %longer
-longer:
-  %next = add i64 %turn, 1
-  %late = icmp sgt i64 %next, 20000
-  br i1 %late, label %yield, label %again
-yield:
-  %ignored = call i32 @sched_yield()
-  br label %again
-again:
-  br label %wait
-done:
-  ret void
-}""")
 
 
 def tile_values(loop: Loop, lanes: int) -> int:

@@ -20,6 +20,37 @@ from .target import target
 SIGNATURE = ["ptr %arguments", "i64 %first", "i64 %rows", "ptr %tile", "ptr %shared", "i64 %me", "i64 %all",
              "ptr %point"]
 
+# meet(point, all) returns when all members of a team have come. The point: arrivals, and a count of meetings.
+MEETING = """define internal void @meet(ptr %point, i64 %all) nounwind noinline {
+entry:
+  %meetings = getelementptr i8, ptr %point, i64 128
+  %now = load atomic i64, ptr %meetings monotonic, align 8
+  %before = atomicrmw add ptr %point, i64 1 acq_rel
+  %come = add i64 %before, 1
+  %last = icmp eq i64 %come, %all
+  br i1 %last, label %open, label %wait
+open:
+  store atomic i64 0, ptr %point monotonic, align 8
+  %opened = atomicrmw add ptr %meetings, i64 1 release
+  ret void
+wait:
+  %turn = phi i64 [0, %entry], [%next, %again]
+  %seen = load atomic i64, ptr %meetings acquire, align 8
+  %go = icmp ne i64 %seen, %now
+  br i1 %go, label %done, label %longer
+longer:
+  %next = add i64 %turn, 1
+  %late = icmp sgt i64 %next, 20000
+  br i1 %late, label %yield, label %again
+yield:
+  %ignored = call i32 @sched_yield()
+  br label %again
+again:
+  br label %wait
+done:
+  ret void
+}"""
+
 # Words of a task: kernel, arguments, omp_get_thread_num, omp_get_num_threads, parts, meeting point, then per part:
 # first row, rows, scratch of its own, scratch of all. With a meeting point every member takes the rows of part 0 and
 # the scratch of the part of its number; else each takes every n-th part.
