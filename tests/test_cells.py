@@ -178,7 +178,7 @@ def test_input_gate_of_the_ea_lstm_stays_the_same_over_the_sequence():
 @pytest.mark.parametrize(("function", "setting", "value"), [
     (cells.recurrent_highway, "depth", 0), (cells.recurrent_highway, "depth", 1.5), (cells.slstm, "forget", "tanh"),
     (cells.ct_rnn, "tau", 0.0), (cells.ct_rnn, "tau", -1.0), (cells.leaky_rnn, "leak", 0.0),
-    (cells.leaky_rnn, "leak", 1.5),
+    (cells.leaky_rnn, "leak", 1.5), (cells.elman, "nonlinearity", "sigmoid"),
 ])
 def test_a_setting_that_means_nothing_is_refused_by_name(function, setting, value):
     with pytest.raises(ValueError, match=f"{setting}.*{re.escape(repr(value))} was given") as caught:

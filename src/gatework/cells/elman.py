@@ -7,6 +7,8 @@ def elman(x: Input, h: State, W: Matrix, U: Matrix, b: Bias, d: Bias, *, nonline
     Unlike the LSTM it has no gate and no cell state: everything it knows is rewritten in every step. The setting
     `nonlinearity` is "tanh" or "relu".
     """
-    act = {"tanh": tanh, "relu": relu}[nonlinearity]
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f'nonlinearity is "tanh" or "relu"; {nonlinearity!r} was given')
+    act = tanh if nonlinearity == "tanh" else relu
     h = act(W @ x + b + U @ h + d)
     return dict(h=h)
