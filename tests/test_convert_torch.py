@@ -197,3 +197,9 @@ def test_a_missing_library_is_answered_with_the_line_to_type(monkeypatch, name, 
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
     with pytest.raises(ModuleNotFoundError, match=f"pip install {name}$"):
         attempt()
+
+
+def test_how_a_layer_was_initialised_does_not_hinder_its_conversion():
+    ours = gatework.nn.LSTM(3, 4, init="orthogonal", forget_bias=1.0, chrono_steps=None)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(convert.to_torch(ours)(x)[0], ours(x)[0])

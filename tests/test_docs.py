@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
 import shlex
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gatework import cells
 from gatework.cli import app
+from gatework.nn import Recurrent
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,7 +55,10 @@ def test_every_python_block_runs_and_prints_what_the_text_block_after_it_says(pa
             printed = None
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "write_a_cell.md"], ids=name_of)
+TEACHING = ["README.md", *(f"docs/{name}.md" for name in ("write_a_cell", "sequences", "streaming", "convert"))]
+
+
+@pytest.mark.parametrize("page", [ROOT / name for name in TEACHING], ids=name_of)
 def test_the_pages_that_teach_show_code(page):
     assert [language for _, language, _ in blocks(page)].count("python") >= 2
 
@@ -77,3 +83,17 @@ def test_every_shell_command_names_what_exists(page, command):
 def test_relative_links_lead_to_files_of_the_project(page):
     links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_guide_to_sequences_tells_every_option_of_a_layer_and_of_a_call():
+    text = (ROOT / "docs" / "sequences.md").read_text(encoding="utf-8")
+    options = {p.name for f in (Recurrent.__init__, Recurrent.forward) for p in inspect.signature(f).parameters.values()
+               if p.kind is p.KEYWORD_ONLY} - {"sizes"}  # sizes belong to a cell: docs/write_a_cell.md
+    assert {o for o in options if not re.search(rf"`{o}\b|[(, ]{o}=", text)} == set()
+
+
+def test_the_readme_names_every_extra_and_every_cell():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    names = {*extras, *(re.sub("^lstm_no_.*", "lstm_no_...", name) for name in cells.__all__)}
+    assert {name for name in names if f"`{name}`" not in text} == set()

@@ -10,6 +10,7 @@ from torch import multiprocessing
 
 import gatework
 from gatework import autograd, cells
+from gatework.compiler import Input, Matrix, State, tanh
 
 CLOSE = dict(rtol=1e-10, atol=1e-11)  # float64, some ten terms in each sum
 LAYERS = ["LSTM", "GRU", "RNN", "PeepholeLSTM", "CoupledLSTM"]
@@ -159,6 +160,43 @@ def test_compiled_model_takes_other_lengths_without_compiling_again():
         with torch.no_grad():
             torch.testing.assert_close(compiled(x, **given)[0], model(x, **given)[0], rtol=1e-5, atol=1e-6)
     assert len(graphs) == 1
+
+
+def test_compiled_layer_that_was_never_called_takes_any_steps_and_rows_in_few_graphs():
+    torch._dynamo.reset()
+
+    def fresh(x: Input, h: State, W: Matrix, U: Matrix):
+        return dict(h=tanh(W @ x + U @ h))
+
+    layer, graphs = gatework.nn.Recurrent(fresh, 2, 5), []
+    compiled = torch.compile(layer, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)
+    for shape in ((4, 3), (5, 2), (9, 7), (6, 4)):
+        x = torch.randn(*shape, 2)
+        torch.testing.assert_close(compiled(x)[0], layer(x)[0], rtol=1e-5, atol=1e-6)
+    assert len(graphs) <= 2  # one for the first sizes, one for all
+
+
+def test_compiled_layer_refuses_lengths_that_are_out_of_range():
+    torch._dynamo.reset()
+    compiled = torch.compile(gatework.nn.LSTM(2, 5), fullgraph=True, backend="eager")
+    with pytest.raises(ValueError, match="from 0 to the 4 steps; they go from -1 to 9"):
+        compiled(torch.randn(4, 3, 2), lengths=torch.tensor([9, -1, 2]))
+
+
+def test_exported_program_takes_any_steps_and_rows():
+    model = Model().eval()
+    T, B = torch.export.Dim("T", min=3, max=100), torch.export.Dim("B", min=2, max=100)
+    dynamic = {"x": {0: T, 1: B}, "lengths": {0: B}, "resets": {0: T, 1: B}}
+    program = torch.export.export(model, (torch.randn(4, 3, 3),), GIVEN["both"], dynamic_shapes=dynamic)
+    x, given = torch.randn(7, 2, 3), dict(lengths=torch.tensor([0, 6]), resets=torch.rand(7, 2) < 0.3)
+    for a, b in zip(program.module()(x, **given), model(x, **given)):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_program_that_runs_a_cell_which_nobody_made_says_what_to_do():
+    x = torch.randn(4, 3, 2)
+    with pytest.raises(RuntimeError, match="make a layer of the same cell"):
+        torch.ops.gatework.scan("0123", "h", [x], [], [], False, None, 0, False)
 
 
 @pytest.mark.parametrize("option", GIVEN)

@@ -32,6 +32,14 @@ def register(cell: Cell) -> Cell:
     return _cells.setdefault(cell.fingerprint, cell)
 
 
+def _known(fingerprint: str) -> Cell:
+    if fingerprint not in _cells:
+        raise RuntimeError(f"this program runs a cell of the fingerprint {fingerprint}, which this process does not know: "
+                           "import gatework.nn and make a layer of the same cell and options (or gatework.nn.load a "
+                           "saved one) before running it")
+    return _cells[fingerprint]
+
+
 def registered_scan(cell: Cell, outputs: tuple[str, ...], inputs: Sequence[Tensor], states: Sequence[Tensor],
                     parameters: Sequence[Tensor], reverse: bool, sizes: Tensor | None,
                     checkpoint_every: int | str | None):
@@ -49,7 +57,7 @@ def registered_scan(cell: Cell, outputs: tuple[str, ...], inputs: Sequence[Tenso
 
 @torch.library.impl("gatework::scan", "CPU", lib=_library)
 def _scan(name, outputs, inputs, states, parameters, reverse, sizes, every, train):
-    cell, names = _cells[name], tuple(outputs.split(","))
+    cell, names = _known(name), tuple(outputs.split(","))
     kept: list[Tensor] = []
     places = inputs[0].shape[:-1].numel()
 
@@ -77,7 +85,7 @@ def _scan_shapes(name, outputs, inputs, states, parameters, reverse, sizes, ever
     # The compiler may leave any size open: those of features are fixed here.
     shapes = tuple(map(int, shapes_of(inputs, states, parameters)))
     k = kernel_of_shapes(cell, names, shapes, x.dtype, target())
-    places = x.shape[:-1].numel() if sizes is None else x.shape[0]
+    places = x.shape[0] * x.shape[1] if sizes is None else x.shape[0]  # numel() would fix both
     kept = []
     if train and every:
         stretches = -(-len(x if sizes is None else sizes) // every)

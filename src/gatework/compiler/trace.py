@@ -161,7 +161,7 @@ class Cell:
     source: str
     handed: dict[str, Expr] = field(default_factory=dict)  # what is handed out in place of a state, where they differ
 
-    @functools.cached_property
+    @property
     def output(self) -> str:
         return next(iter(self.next))
 

@@ -22,7 +22,8 @@ from ..nn.recurrent import TORCH_NAMES
 Direction = dict[str, dict[str, np.ndarray]]  # parameter -> gate -> rows: {"W": {"i": [H, I], ...}, "b": {"i": [H]}}
 # Options of a layer that converters carry over, or that change nothing in its results: all others are refused.
 _CARRIED = {"cell", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional",
-            "proj_size", "device", "dtype", "sizes", "checkpoint_every", "backend"}
+            "proj_size", "device", "dtype", "sizes", "checkpoint_every", "backend", "init", "forget_bias",
+            "chrono_steps"}
 DTYPES = {torch.float32: np.dtype("float32"), torch.float64: np.dtype("float64")}
 
 

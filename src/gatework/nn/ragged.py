@@ -59,6 +59,9 @@ def _layout(lengths: Tensor, steps: int, batch_first: bool, padding: bool = True
     """sizes [T], order [B], back [B], and places [N], or [T * B] with those of padding behind those in use."""
     of_row = lengths.numpy()
     rows = len(of_row)
+    if of_row.min() < 0 or of_row.max() > steps:
+        raise ValueError(f"lengths must be {rows} whole numbers, one for each row of the batch, from 0 to the {steps} "
+                         f"steps; they go from {of_row.min()} to {of_row.max()}")
     order = np.argsort(-of_row, kind="stable")
     back = np.empty_like(order)
     back[order] = np.arange(rows)

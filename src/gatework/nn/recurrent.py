@@ -302,7 +302,7 @@ class Recurrent(torch.nn.Module):
         at_once = resets[:, 0] if self.batch_first else resets[0]
         if lengths is not None:
             at_once = call.ragged.sort(at_once & (lengths > 0).to(resets.device), 0)
-        forward = torch.arange(len(states[0]), device=resets.device) % (1 + self.bidirectional) == 0
+        forward = torch.arange(states[0].shape[0], device=resets.device) % (1 + self.bidirectional) == 0
         anew = forward[:, None, None] & at_once[None, :, None]
         return [torch.where(anew, first, s) for first, s in zip(self._initial(states[0].shape[1:2], states[0]), states)]
 
@@ -321,7 +321,7 @@ class Recurrent(torch.nn.Module):
             elif lengths is None:
                 after[:-1] = resets[1:]
             else:
-                steps = torch.arange(1, len(resets))
+                steps = torch.arange(1, resets.shape[0])
                 after[:-1] = resets[1:] & (steps[:, None] < lengths).to(resets.device)
             after = after.transpose(0, 1) if self.batch_first else after
             found.append(self._lay_out(after.unsqueeze(2), call))
