@@ -34,9 +34,9 @@ def register(cell: Cell) -> Cell:
 
 def _known(fingerprint: str) -> Cell:
     if fingerprint not in _cells:
-        raise RuntimeError(f"this program runs a cell of the fingerprint {fingerprint}, which this process does not know: "
-                           "import gatework.nn and make a layer of the same cell and options (or gatework.nn.load a "
-                           "saved one) before running it")
+        raise RuntimeError(f"this program runs a cell of the fingerprint {fingerprint}, which this process does not "
+                           "know: make a layer of the same cell and options (or gatework.nn.load a saved one) before "
+                           "running it")
     return _cells[fingerprint]
 
 
