@@ -178,6 +178,13 @@ def test_rows_without_steps_keep_their_first_state_and_all_rows_may_be_without()
     assert all((p.grad == 0).all() for p in layer.parameters())
 
 
+def test_reset_of_a_row_without_steps_leaves_its_state_as_it_was_given():
+    layer = layer_of("gru", 2, 5)
+    x, first = torch.randn(3, 2, 2, dtype=torch.float64), torch.randn(1, 2, 5, dtype=torch.float64)
+    _, last = layer(x, first, lengths=[0, 3], resets=torch.ones(3, 2, dtype=torch.bool))
+    assert torch.equal(last[:, 0], first[:, 0])
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_rows_shared_among_threads_by_their_steps_give_the_same_bits(threads, monkeypatch):
     from gatework.backends.cpu import kernel

@@ -313,16 +313,14 @@ class Recurrent(torch.nn.Module):
         comes after the last step is no step, so the state is handed out as it is.
         """
         resets = resets.transpose(0, 1) if self.batch_first else resets
+        steps = resets.shape[0]
+        step = torch.arange(steps)[:, None]
+        goes_on = step + 1 < (steps if lengths is None else lengths)
         found = []
         for reverse in range(1 + self.bidirectional):
-            after = resets.new_zeros(resets.shape, dtype=self.first_parameter.dtype)
-            if reverse:
-                after[1:] = resets[1:]
-            elif lengths is None:
-                after[:-1] = resets[1:]
-            else:
-                steps = torch.arange(1, resets.shape[0])
-                after[:-1] = resets[1:] & (steps[:, None] < lengths).to(resets.device)
+            after = resets & (step > 0).to(resets.device) if reverse else (
+                resets.roll(-1, 0) & goes_on.to(resets.device))
+            after = after.to(self.first_parameter.dtype)
             after = after.transpose(0, 1) if self.batch_first else after
             found.append(self._lay_out(after.unsqueeze(2), call))
         return found
