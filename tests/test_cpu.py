@@ -101,9 +101,13 @@ def no_state_read(x: Input, h: State, W: Matrix, b: Bias):
     return dict(h=tanh(W @ x + b))
 
 
+def input_product(x: Input, h: State, c: State, W: Matrix, U: Matrix):
+    return dict(h=W.a @ x, c=tanh(U @ h + c + W.b @ x))
+
+
 EDGES = [copied_state, kept_state, delayed_input, linear, crossed_products, product_of_an_input_product,
          product_of_a_constant_product, constant_at_work, scaled_by_a_sum, sum_of_an_input_product, sums_of_sums,
-         no_state_read]
+         no_state_read, input_product]
 
 
 @pytest.mark.parametrize("reverse", [False, True])

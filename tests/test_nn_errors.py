@@ -63,6 +63,13 @@ BAD_CALLS = {
     "a further input of another dtype": (
         lambda: gatework.nn.Recurrent(masked, 4, 6)(X, m=torch.zeros(5, 3, 6).double(), k=torch.zeros(3, 6)),
         ValueError, "input m has dtype torch.float64"),
+    "a number to record": (lambda: lstm()(X, record=3), TypeError, "a name or several names; 3.*i, f, g, o, h, c"),
+    "lengths that vmap maps over": (
+        lambda: torch.func.vmap(lambda n, layer: layer(X, lengths=n)[0], (0, None))(torch.ones(2, 3).long(), lstm()),
+        ValueError, "3 whole numbers.*vmap.*same lengths"),
+    "a step of no tensor": (lambda: lstm().step([[1.0]]), TypeError, "input of a step must be a tensor; list"),
+    "a whole sequence as a step": (lambda: lstm().step(X), ValueError, "whole sequences to the layer itself"),
+    "lengths of a step": (lambda: lstm().step(X[0], lengths=[1, 1, 1]), TypeError, "step takes no lengths="),
 }
 BAD_LAYERS = {
     "input_size of zero": (lambda: gatework.nn.LSTM(0, 6), ValueError, "input_size.*at least 1; 0"),
@@ -86,6 +93,13 @@ BAD_LAYERS = {
     "an unknown backend": (lambda: lstm(backend="gpu9"), ValueError, "'auto'.*'gpu9'"),
     "a size that the cell lacks": (lambda: gatework.nn.Recurrent(gatework.cells.gru, 4, 6, sizes={"Q": 3}), ValueError,
                                    "sizes= must give nothing and gives Q"),
+    "a size of zero": (lambda: gatework.nn.Recurrent(gatework.cells.ea_lstm, 4, 6, sizes={"S": 0}), ValueError,
+                       "sizes= of S must be a whole number of at least 1; 0"),
+    "heads that do not divide the units": (
+        lambda: gatework.nn.Recurrent(gatework.cells.slstm, 4, 6, sizes={"D": 4}), ValueError,
+        "heads of D = 4 features, of which H = 6 is no multiple"),
+    "first states as an option": (lambda: lstm(initial_state="zeros"), ValueError, "True or False.*zeros.*as hx"),
+    "dropout of a word": (lambda: lstm(dropout="some", num_layers=2), ValueError, "probability.*some"),
 }
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 from examples import Example, assert_close
 
+from gatework.autograd import scan
 from gatework.compiler import Bias, Constant, H, Input, Matrix, State, Vector, maximum, sigmoid, softplus, tanh, trace
 from gatework.compiler import sum as feature_sum
 from gatework.compiler import where as chosen
@@ -33,7 +35,8 @@ def drawn(seed: int):
         for value in values:  # each has its part in the output
             total = total + draw.choice([0.2, 0.3]) * value
         output = tanh(total)
-        return dict(h=output, s=draw.choice([h, tanh(values[-1] * h), 0.5 * s + 0.1 * output]))
+        following = dict(h=output, s=draw.choice([h, tanh(values[-1] * h), 0.5 * s + 0.1 * output, W.a @ x]))
+        return following, {f"value{k}": value for k, value in enumerate(values)}
 
     return cell
 
@@ -43,3 +46,20 @@ def test_random_cell_equals_the_reference(seed):
     example = Example(trace(drawn(seed)), 3, 2, 2, 11, seed=seed)
     # float64; products of products reach 1e3 inside, where a rounding is 1e-13, before tanh brings them back
     assert_close(example.fused(reverse=seed % 2 == 1), example.expected(reverse=seed % 2 == 1), 1e-11)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_recorded_values_of_a_random_cell_equal_the_reference_and_outlive_its_backward_pass(seed):
+    cell = trace(drawn(seed))
+    example, names = Example(cell, 3, 2, 2, 11, seed=seed), tuple(random.Random(seed).sample(list(cell.record), 4))
+    made = {}
+    for backend in ("cpu", "reference"):
+        tensors = [[t.detach().requires_grad_() for t in ts] for ts in
+                   (example.inputs, example.states, example.parameters)]
+        handed, last = scan(cell, *tensors, reverse=seed % 2 == 1, backend=backend, outputs=names)
+        torch.stack([y.square().sum() for y in (*handed, *last)]).sum().backward()
+        gradients = [torch.zeros_like(t) if t.grad is None else t.grad for ts in tensors for t in ts]
+        made[backend] = [y.detach() for y in (*handed, *last)] + gradients
+    for a, b in zip(made["cpu"], made["reference"], strict=True):
+        # float64; squares of values that reach 1e3, in sums of 100 terms
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * max(1.0, float(b.abs().max())))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -215,6 +217,14 @@ def test_threads_may_use_one_model_at_once(saved):
     with ThreadPoolExecutor(4) as pool:
         at_once = list(pool.map(stream, range(4)))
     assert all(np.array_equal(a, stream(k)) for k, a in enumerate(at_once))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, pickle.dumps])
+def test_a_model_that_is_copied_or_pickled_says_to_load_it_there(saved, again):
+    with pytest.raises(TypeError, match=r"machine code.*call gatework\.runtime\.load with its folder"):
+        again(saved[1])
+    state = saved[1].initial_state(2)
+    assert pickle.loads(pickle.dumps(state)).keys() == state.keys()  # the state of a stream may travel
 
 
 def test_any_number_of_streams_may_come_and_go(saved):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -185,12 +187,26 @@ def test_compiled_layer_refuses_lengths_that_are_out_of_range():
 
 def test_exported_program_takes_any_steps_and_rows():
     model = Model().eval()
-    T, B = torch.export.Dim("T", min=3, max=100), torch.export.Dim("B", min=2, max=100)
+    T, B = torch.export.Dim("T", min=2, max=100), torch.export.Dim("B", min=2, max=100)
     dynamic = {"x": {0: T, 1: B}, "lengths": {0: B}, "resets": {0: T, 1: B}}
     program = torch.export.export(model, (torch.randn(4, 3, 3),), GIVEN["both"], dynamic_shapes=dynamic)
     x, given = torch.randn(7, 2, 3), dict(lengths=torch.tensor([0, 6]), resets=torch.rand(7, 2) < 0.3)
     for a, b in zip(program.module()(x, **given), model(x, **given)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_exported_program_runs_in_another_process_that_has_a_layer_of_the_same_cell(tmp_path):
+    x, layer = torch.randn(4, 3, 2), gatework.nn.PeepholeLSTM(2, 5).eval()
+    torch.export.save(torch.export.export(layer, (x,)), tmp_path / "program.pt2")
+    torch.save([x, layer(x)[0].detach()], tmp_path / "example.pt")
+    run = """
+import sys, torch, gatework.nn
+gatework.nn.PeepholeLSTM(2, 7)
+program = torch.export.load(sys.argv[1] + "/program.pt2")
+x, output = torch.load(sys.argv[1] + "/example.pt")
+torch.testing.assert_close(program.module()(x)[0], output)
+"""
+    subprocess.run([sys.executable, "-c", run, str(tmp_path)], check=True)
 
 
 def test_program_that_runs_a_cell_which_nobody_made_says_what_to_do():

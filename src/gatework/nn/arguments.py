@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -62,6 +62,18 @@ def check_input(layer, x: Tensor, inputs: Mapping[str, Tensor]) -> None:
                          "for an empty batch; rows without steps are said by lengths=")
 
 
+def check_step(layer, x: Tensor, inputs: Mapping[str, Tensor]) -> None:
+    """Check what `step` lays out anew; the call of the layer checks the rest."""
+    for name, value in {"input": x, **inputs}.items():
+        if name in ("lengths", "resets", "record"):
+            raise TypeError(f"step takes no {name}=, which is about whole sequences; give them to the layer itself")
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} of a step must be a tensor; {type(value).__name__} was given")
+    if x.dim() not in (1, 2):
+        raise ValueError(f"one step of input is [B, I], or [I] unbatched; its shape is {tuple(x.shape)}. Give "
+                         "whole sequences to the layer itself")
+
+
 def _check_further(layer, name: str, value: Tensor, x: Tensor) -> None:
     """Check a further input, laid out as the input `x` is: every step for an Input, [B, size] for a Constant."""
     e = layer.cell.inputs[name]
@@ -100,6 +112,9 @@ def check_states(layer, hx, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 def check_lengths(lengths, rows: int, steps: int) -> Tensor:
     """[B] whole numbers, as a tensor on the CPU; their range is checked where they are used (`Ragged`)."""
     form = f"lengths must be {rows} whole numbers, one for each row of the batch, from 0 to the {steps} steps"
+    if isinstance(lengths, Tensor) and torch._C._functorch.is_batchedtensor(lengths):
+        raise ValueError(f"{form}; lengths that vmap or per-sample gradients map over have no numbers. Map over the "
+                         "other tensors with the same lengths, or pass all rows in one call")
     try:
         lengths = torch.as_tensor(lengths).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -130,6 +145,9 @@ def recorded_names(cell: Cell, record: bool | str | Sequence[str] | None) -> tup
         return ()
     if record is True:
         return tuple(known)
+    if not isinstance(record, str | Iterable):
+        raise TypeError(f"record is True, a name or several names; {record!r} was given. {cell.name} has "
+                        f"{', '.join(known)}")
     names = (record,) if isinstance(record, str) else tuple(record)
     unknown = [n for n in names if n not in known]
     if unknown:

@@ -19,6 +19,7 @@ from .arguments import (
     check_packed,
     check_resets,
     check_states,
+    check_step,
     recorded_names,
 )
 from .initialise import Initialisation
@@ -110,7 +111,8 @@ class Recurrent(torch.nn.Module):
                  init: str = "torch", forget_bias: float | None = None, chrono_steps: float | None = None,
                  checkpoint_every: int | str | None = None, backend: str = "auto"):
         super().__init__()
-        check_options(input_size, hidden_size, num_layers, dropout, proj_size, checkpoint_every, backend)
+        check_options(input_size, hidden_size, num_layers, dropout, proj_size, initial_state, checkpoint_every,
+                      backend)
         self.cell = trace(cell, bias)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
@@ -280,9 +282,7 @@ class Recurrent(torch.nn.Module):
         if self.bidirectional:
             raise ValueError("a bidirectional layer reads the sequence from both ends, so it cannot go step by step; "
                              "use bidirectional=False")
-        if input.dim() not in (1, 2):
-            raise ValueError(f"one step of input is [B, I], or [I] unbatched; its shape is {tuple(input.shape)}. Give "
-                             "whole sequences to the layer itself")
+        check_step(self, input, inputs)
         at = 1 if self.batch_first and input.dim() == 2 else 0
         inputs = {k: v if k in self.cell.inputs and self.cell.inputs[k].op == "constant" else v.unsqueeze(at)
                   for k, v in inputs.items()}
@@ -313,14 +313,13 @@ class Recurrent(torch.nn.Module):
         comes after the last step is no step, so the state is handed out as it is.
         """
         resets = resets.transpose(0, 1) if self.batch_first else resets
-        steps = resets.shape[0]
-        step = torch.arange(steps)[:, None]
-        goes_on = step + 1 < (steps if lengths is None else lengths)
-        found = []
+        dtype, found = self.first_parameter.dtype, []
         for reverse in range(1 + self.bidirectional):
-            after = resets & (step > 0).to(resets.device) if reverse else (
-                resets.roll(-1, 0) & goes_on.to(resets.device))
-            after = after.to(self.first_parameter.dtype)
+            after = (resets if reverse else resets.roll(-1, 0)).to(dtype)
+            after[0 if reverse else -1] = 0.0
+            if lengths is not None and not reverse:
+                step = torch.arange(1, resets.shape[0] + 1)[:, None]
+                after = after * (step < lengths).to(after)
             after = after.transpose(0, 1) if self.batch_first else after
             found.append(self._lay_out(after.unsqueeze(2), call))
         return found

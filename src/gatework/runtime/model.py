@@ -50,6 +50,10 @@ class Model:
         return (f"Model({self.cell.name}, input_size={self.input_size}, output_size={self.output_size}, "
                 f"num_layers={self.num_layers}, dtype={self.dtype})")
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a model of the runtime holds machine code, so it can be neither copied nor sent to another "
+                        "process; call gatework.runtime.load with its folder there. Threads may share one")
+
     def initial_state(self, streams: int = 1) -> State:
         """What streams begin with: zeros, or the first states that were learned."""
         if isinstance(streams, bool) or not isinstance(streams, int | np.integer) or streams < 1:

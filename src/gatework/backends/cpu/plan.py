@@ -286,8 +286,8 @@ def plan_forward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_va
     products = layout.before()
     saved = list(scan.saved) if train else []
     given = set(scan.before)
-    kept = [*scan.beside.values(), *saved]
-    plan = schedule([*(_computed(cell.next[s]) for s in cell.states), *(_computed(e, given) for e in kept)], given)
+    written = [*(cell.next[s] for s in cell.states), *scan.beside.values(), *saved]
+    plan = schedule([_computed(e, given) for e in written], given)
     following = dict(zip(cell.states, plan.roots))
     sequences, rolling = {}, {}
     for s, e in cell.states.items():
@@ -323,6 +323,8 @@ def plan_backward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_v
     layout = _Layout(scan, sizes, target, bytes_per_value)
     layout.given()
     layout.before()
+    # Free from the start. Below, a product that is handed out is read from there, and that must stay as it is.
+    occupants = {layout.reads[e]: 0 for e in scan.before if layout.buffers[layout.reads[e].buffer].kind == "sequence"}
     following = {cell.next[s]: s for s in scan.stored}
     known = {*scan.saved, *following, *scan.beside.values()}
     plan = schedule([*backward.emitted, *map(_computed, backward.carried.values())], known)
@@ -346,7 +348,6 @@ def plan_backward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_v
         layout.reads[e] = Place(layout.buffer(f"up_{n}", "sequence", size), 0, size, edge=edge)
 
     after_loop = {v for pairs in backward.matrices.values() for pair in pairs for v in pair}
-    occupants = {layout.reads[e]: 0 for e in scan.before if layout.buffers[layout.reads[e].buffer].kind == "sequence"}
     for e, place in forward.saved.items():
         occupants[place] = len(plan.stages) if e in after_loop else plan.free_after(e)
     emitted = {}
