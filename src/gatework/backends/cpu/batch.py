@@ -59,7 +59,7 @@ class Batch:
 
     # ---- what the kernel reads
 
-    def timetable(self, from_end: bool, begin: int, end: int) -> tuple[int, int, int, int, int]:
+    def turns(self, from_end: bool, begin: int, end: int) -> tuple[int, int, int, int, int]:
         """The turns for the steps from `begin` to `end`, the last one first with `from_end`.
 
         Words: how many turns, the step of the first one, 1 or -1, where the offsets lie, and where the sizes.

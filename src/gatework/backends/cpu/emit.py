@@ -69,7 +69,6 @@ class _Kernel:
         self.f = Function(module, "run", SIGNATURE, internal=False)
         self.invariant: dict[Expr, bool] = {}
         self.index = {name: k for k, name in enumerate(loop.buffers)}
-        self.panel_index = {p.name: k for k, p in enumerate(loop.panels)}
 
     def write(self) -> None:
         f = self.f
@@ -92,8 +91,8 @@ class _Kernel:
             step = f.integer("add", first, f.integer("mul", turn, direction))
             here = f.at(offsets, f.integer("mul", step, 8))
             self.offset = {0: f.load_word(here, 0)}
-            self.offset |= {turn: f.value(f"load i64, ptr {f.at(here, f.integer('mul', direction, 8 * turn))}")
-                            for turn in (-1, 1)}
+            self.offset |= {away: f.value(f"load i64, ptr {f.at(here, f.integer('mul', direction, 8 * away))}")
+                            for away in (-1, 1)}
             now, later = (f.load_word(f.at(sizes, f.integer("mul", step, 8)), k) for k in range(2))
             # Rows that have the step after this one too go on; the others have begun, or end, in this turn.
             if not any(place.edge == "last" for place in self.loop.reads.values()):

@@ -130,7 +130,7 @@ class _Compiled:
         """Run the turns of some steps. A `passing` buffer holds these steps only; a `still` one the same for all."""
         begin = int(batch.offsets[span[0]])
         total = int(batch.offsets[span[1]]) - begin
-        words = list(batch.timetable(from_end, *span))
+        words = list(batch.turns(from_end, *span))
         for name, width in self.buffers:
             address = xp.address(arrays[name])
             if name in still:

@@ -109,7 +109,7 @@ class _Layer:
 
     def arguments(self, batch: Batch, places: Mapping[str, tuple[int, int, int]]) -> ctypes.Array:
         """The words that the machine code reads; `places` maps buffers to (address, bytes per row, first address)."""
-        words = list(batch.timetable(False, 0, batch.steps))
+        words = list(batch.turns(False, 0, batch.steps))
         for name in self.plan.loop.buffers:
             vector = self.given.get(name.removeprefix("param_"))
             words += places[name] if vector is None else (vector.ctypes.data, 0, 0)
