@@ -1,5 +1,6 @@
 # make demo    train a language model on the Python language reference (about two minutes on two cores)
 # make test    run the tests            make bench   measure against torch and JAX
+# make results train every recipe on real data, write docs/results.md (hours; goes on where it stopped)
 # make golden  rewrite the golden files make lint    check the style         make setup   install everything
 #
 # Everything is installed once, into .venv, and again only when pyproject.toml or constraints.txt change.
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: setup demo test bench golden lint
+.PHONY: setup demo test bench results golden lint
 setup: .venv/installed-all
 
 .venv/made: constraints.txt
@@ -27,8 +28,9 @@ demo: .venv/installed-recipes .venv/installed-cli
 	$(BIN)/gatework train language-model demo/reference.txt --out demo/model --hidden 256 --epochs 10
 	$(BIN)/gatework generate demo/model --prompt "The following" --length 200
 
+# A process for each core, up to four. Threads that wait for work sleep, so that they leave the cores to the others.
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 golden: .venv/installed-test
 	$(BIN)/python -m pytest tests --update-golden
@@ -38,3 +40,7 @@ lint: .venv/installed-test
 
 bench: .venv/installed-bench
 	$(BIN)/python benchmarks/bench.py --json benchmarks/results.json
+
+# QUICK=--quick for small runs in minutes; ONLY="--only tag music" for some of the recipes.
+results: .venv/installed-recipes
+	$(BIN)/python benchmarks/make_results.py $(QUICK) $(ONLY)

@@ -7,10 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from language_models import REFERENCE
-
-from gatework.recipes.language_model import train
-from gatework.recipes.settings import LanguageModelSettings
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -46,6 +42,7 @@ def float64():
 
 @pytest.fixture
 def text(tmp_path):
+    from language_models import REFERENCE
     file = tmp_path / "text.txt"
     file.write_text(REFERENCE[:600], encoding="utf-8")
     return file
@@ -54,9 +51,10 @@ def text(tmp_path):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A folder with a model of 30000 characters of real text, and that text."""
+    from language_models import REFERENCE, Settings, train
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(REFERENCE[:30000], encoding="utf-8")
-    settings = LanguageModelSettings(cell="peephole_lstm", hidden=48, embedding=16, epochs=4, batch_size=16, seq_len=32,
-                                     learning_rate=0.02)
+    settings = Settings(cell="peephole_lstm", hidden=48, embedding=16, epochs=4, batch_size=16, seq_len=32,
+                        learning_rate=0.02)
     train(folder / "text.txt", settings, folder / "model")
     return folder / "model", folder / "text.txt"

@@ -28,11 +28,13 @@ ARROWS = {
     "nn": {"compiler", "backends", "autograd", "cells", "runtime"},
     "recipes": {"compiler", "backends", "autograd", "cells", "nn", "runtime"},
     "cli": {"compiler", "backends", "autograd", "cells", "nn", "recipes", "testing"},
+    "__main__": {"cli"},
     "convert": {"compiler", "backends", "autograd", "cells", "nn"},
     "testing": {"compiler", "backends", "autograd", "cells", "nn"},
 }
 TORCH_FREE = ["compiler", "cells", "backends/cpu", "runtime", "__init__.py"]
-HEAVY = {"torch", "lightning", "torchmetrics", "safetensors", "cyclopts", "rich"}
+HEAVY = {"torch", "lightning", "torchmetrics", "safetensors", "cyclopts", "rich", "polars",
+         "tokenizers", "sklearn", "matplotlib"}
 
 
 def name_of(path: Path) -> str:

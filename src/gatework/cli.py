@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json as json_library
 import shlex
 import sys
 from pathlib import Path
@@ -10,24 +12,39 @@ from typing import Annotated, Literal
 
 try:
     from cyclopts import App, Parameter
+    from cyclopts.config import Toml
 except ModuleNotFoundError:
     sys.exit('the command line needs cyclopts; type:  pip install "gatework[cli]"')
 
 from . import __version__
 from .compiler import CellError, trace
 from .compiler.text import show as show_stage
-from .recipes import RecipeError
+from .recipes import RECIPES, RecipeError
 from .recipes.find_cell import find_cell
-from .recipes.settings import LanguageModelSettings
+
+
+def values_of_file(app: App, commands: tuple, arguments) -> None:
+    """Fill in what was not typed from the TOML file that --config names."""
+    for argument in arguments:
+        if argument.name == "--config" and argument.tokens:
+            Toml(argument.tokens[0].value, must_exist=True, use_commands_as_keys=False)(app, commands, arguments)
+
+
+def whole_numbers(app: App, commands: tuple, arguments) -> None:
+    """Refuse 1.5 where a whole number is needed; cyclopts would round it."""
+    for argument in arguments:
+        for token in argument.tokens:
+            if argument.hint is int and "." in str(token.value):
+                raise RecipeError(f"{argument.name} must be a whole number; {token.value} was given")
+
 
 app = App(name="gatework", version=__version__, help="Recurrent networks from their equations.",
-          suppress_keyboard_interrupt=False)
-train = App(name="train", help="Train a model on your data and save it as a folder.")
+          config=(values_of_file, whole_numbers), suppress_keyboard_interrupt=False)
+train = App(name="train", help="Train a recipe on your data and save the model as a folder. Its "
+            " options:  gatework train RECIPE --help")
 app.command(train)
-
-
-def recipe(name: str):
-    return part(f"recipes.{name}", "recipes")
+for _name, _line in RECIPES.items():
+    train.command(App(name=_name, help=_line))
 
 
 def part(module: str, extra: str):
@@ -41,46 +58,127 @@ def part(module: str, extra: str):
         raise RecipeError(f'this needs {needed}; type:  pip install "gatework[{extra}]"') from error
 
 
-@train.command(name="language-model")
-def train_language_model(text: Path, /, *,
-                         settings: Annotated[LanguageModelSettings | None, Parameter(name="*")] = None,
-                         out: Path | None = None, resume: bool = False):
-    """Train a character-level language model on a text file.
+def offer(name: str) -> None:
+    """Let `train` train a recipe, with the options of its settings."""
+    part(f"recipes.{name.replace('-', '_')}", "recipes")
+    recipe = part("recipes.find", "recipes").find_recipe(name)
 
-    Args:
-        text: A text in UTF-8; its last tenth is used to validate.
-        out: Folder for the model [default: the name of the text file with "-model"].
-        resume: Go on with a run that was interrupted, with the text and options it was started with.
-    """
-    out = out or Path(f"{text.stem}-model")
-    recipe("language_model").train(text, settings or LanguageModelSettings(), out, resume)
-    print(f"Saved in {out}. Next:  gatework generate {shlex.quote(str(out))} --prompt \"...\"")
+    def command(data, /, *, settings=None, config=None, out=None, resume=False, find_learning_rate=False,
+                tensorboard=False, json=False):
+        run, settings = part("recipes.run", "recipes"), settings or recipe.Settings()
+        folder = out or Path(f"{Path(data).name.partition('.')[0]}-{name}")
+        with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+            if find_learning_rate:
+                picture = folder.with_name(folder.name + "-learning-rates.png")
+                rate = run.find_learning_rate(recipe, data, settings, picture)
+                print(f"The curve is in {picture}. Next:  --learning-rate {rate:.2g}")
+                answer = {"learning_rate": rate, "picture": str(picture)}
+            else:
+                model = run.train(recipe, data, settings, folder, resume=resume, tensorboard=tensorboard)
+                answer = {"model": str(folder), "figures": run.figures_of(folder)} if model.global_rank == 0 else None
+                print(f"Saved in {folder}. Next:  gatework {recipe.use} {shlex.quote(str(folder))} ...")
+        if json and answer:
+            print_json(answer)
+
+    command.__annotations__ = dict(
+        data=Annotated[str, Parameter(help='File, folder, or "datasets:NAME"; docs/data.md says what is read.')],
+        settings=Annotated[recipe.Settings | None, Parameter(name="*")],
+        config=Annotated[Path | None, Parameter(help="TOML file with values for these options; typed ones win.")],
+        out=Annotated[Path | None, Parameter(help="Folder for the model [default: name of the data and the recipe].")],
+        resume=Annotated[bool, Parameter(negative="", help="Go on with a run that was interrupted, with the data and "
+                                         "options it was started with.")],
+        find_learning_rate=Annotated[bool, Parameter(negative="", help="Train nothing; try rising learning rates and "
+                                                     "suggest one.")],
+        tensorboard=Annotated[bool, Parameter(negative="", help="Also write curves for TensorBoard, beside the "
+                                              "model.")],
+        json=Annotated[bool, Parameter(negative="", help="Print the result as one line of JSON, all else as errors "
+                                       "are printed.")])
+    del train[name]
+    train.command(command, name=name, help=RECIPES[name])
+
+
+def print_json(value) -> None:
+    print(json_library.dumps(value, ensure_ascii=False), flush=True)
 
 
 @app.command
-def generate(model: Path, /, *, prompt: str = "\n", length: int = 400, temperature: float = 0.8, seed: int = 0):
-    """Continue a prompt with a trained language model.
+def evaluate(model: Path, data: Path, /, *, picture: Path | None = None, json: bool = False):
+    """Print the figures of a trained model on a file with answers.
 
     Args:
         model: Folder of the model.
-        prompt: What the text begins with.
-        length: Characters to generate.
-        temperature: Below 1 more likely characters, above 1 more daring ones, 0 always the likeliest.
-        seed: Another seed, another text.
+        data: A file like those it was trained on.
+        picture: PNG file for a picture of what the model does with these data.
+        json: Print one line of JSON.
     """
-    print(recipe("language_model").generate(model, prompt, length, temperature, seed))
+    run = part("recipes.run", "recipes")
+    figures = run.evaluate(model, data, picture)
+    print_json(figures) if json else print(run.report({str(model): figures}))
 
 
 @app.command
-def evaluate(model: Path, text: Path, /):
-    """Print the bits per character of a trained language model on another text.
+def predict(model: Path, /, *files: Path, json: bool = False):
+    """Print what a trained model says of new data, a line for each row.
 
     Args:
-        model: Folder of the model; it also holds the counts for the unigram and bigram model of its training text.
-        text: A text in UTF-8.
+        model: Folder of the model.
+        files: Files without answers. None: lines of standard input, each answered at once.
+        json: A line of JSON for each row, with all that the model says.
     """
-    language_model = recipe("language_model")
-    language_model.report(language_model.evaluate(model, text))
+    run = part("recipes.run", "recipes")
+    for answer in run.predict(model, files) if files else run.predict_lines(model, sys.stdin):
+        print_json(answer) if json else print(next(iter(answer.values())), flush=True)
+
+
+@app.command
+def transcribe(model: Path, /, *files: Path, json: bool = False):
+    """Print what is said in sound files.
+
+    Args:
+        model: Folder of a model of the recipe transcribe.
+        files: WAV or FLAC files.
+        json: A line of JSON for each file.
+    """
+    if not files:
+        raise RecipeError(f"give one or more sound files:  gatework transcribe {shlex.quote(str(model))} speech.wav")
+    predict(model, *files, json=json)
+
+
+@app.command
+def generate(model: Path, /, *, prompt: str = "\n", length: int = 400, temperature: float = 0.8, seed: int = 0,
+             json: bool = False):
+    """Continue a prompt with a trained language model or music model.
+
+    Args:
+        model: Folder of the model.
+        prompt: What the text begins with; for music a JSON file whose beginning is continued.
+        length: Characters, words, pieces or steps to generate.
+        temperature: Below 1 more likely ones, above 1 more daring ones, 0 always the likeliest.
+        seed: Another seed, another text.
+        json: Print one line of JSON.
+    """
+    text = part("recipes.run", "recipes").generate(model, prompt, length, temperature, seed)
+    print_json({"text": text}) if json else print(text)
+
+
+@app.command
+def describe(model: Path, /, *, json: bool = False):
+    """Print what a trained model is: its recipe, cell, settings, size, and how well it did on held-out data.
+
+    Args:
+        model: Folder of the model.
+        json: Print one line of JSON, with all that the model knows of its data.
+    """
+    run, folder = part("recipes.run", "recipes"), part("recipes.model_folder", "recipes")
+    found = folder.describe(model)
+    if json:
+        print_json({"recipe": found.recipe, "cell": found.cell.name, "settings": found.settings, "facts": found.facts,
+                    "figures": found.figures})
+        return
+    sizes = [f"{k:<48} {list(v.shape)}" for k, v in folder.tensors(model).items()]
+    settings = [f"{k:<20} {v!r}" for k, v in found.settings.items()]
+    print("\n".join([f"{model}: {found.recipe}, {found.cell.name}", "", show_stage(found.cell, "equations"), "",
+                     *settings, "", *sizes, "", run.report(found.figures)]))
 
 
 @app.command
@@ -124,6 +222,9 @@ def main() -> None:
     """Run the command line; what a user can put right is told in one line, without a traceback."""
     arguments = sys.argv[1:]
     try:
+        # A recipe is imported only when it is asked for: torch and Lightning take seconds.
+        if arguments[:1] == ["train"] and arguments[1:2] and arguments[1] in RECIPES:
+            offer(arguments[1])
         app(arguments)
     except (RecipeError, CellError, OSError) as error:
         sys.exit(f"gatework: {error}")

@@ -163,12 +163,13 @@ class Recurrent(torch.nn.Module):
         return Initialisation(self.init, self.forget_bias, self.chrono_steps)
 
     @property
-    def _output_size(self) -> int:
-        return self.sizes[self.cell.states[self.cell.output].dims[0]]
+    def output_size(self) -> int:
+        """Features of the output, those of both directions."""
+        return self.sizes[self.cell.states[self.cell.output].dims[0]] * (1 + self.bidirectional)
 
     def _length(self, size: str, layer: int) -> int:
         if size == "I" and layer > 0:
-            return self._output_size * (1 + self.bidirectional)
+            return self.output_size
         return self.sizes[size]
 
     def _suffixes(self, layer: int) -> list[str]:

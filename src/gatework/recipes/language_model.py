@@ -1,255 +1,265 @@
-"""A character-level language model: embedding, recurrent layers of any cell, softmax over the next character.
+"""A language model: embedding, recurrent layers of any cell, softmax over the next character, word or piece of a word.
 
-The text is cut into B streams that are read side by side, T characters per step. The state at the end of a step is
-where the next one starts, without a gradient (truncated backpropagation through time), so what is remembered may reach
-further back than T. Every character but the first is predicted once per epoch.
-
-The vocabulary is the set of characters of the training text, and one more, number 0, that stands for all others.
+The text is cut into B streams that are read side by side, T tokens per step. The state at the end of a step is where
+the next one starts, without a gradient (truncated backpropagation through time), so what is remembered may reach
+further back than T. Every token but the first is predicted once per epoch.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import sys
-import warnings
-from dataclasses import asdict, replace
-from hashlib import sha256
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from lightning import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 from torch.nn import functional
 
-from ..compiler import Cell, trace
-from ..compiler.text import to_json
-from ..nn import Recurrent
-from . import RecipeError, model_folder
-from .characters import (
-    PADDING,
-    UNKNOWN,
-    Chunks,
-    baselines,
-    count_pairs,
-    encode,
-    read_text,
-    split_text,
-    validation_chunks,
-)
-from .checkpoints import CHECKPOINT, Checkpoints, WholeCheckpoints, checkpoint_to_resume
-from .find_cell import find_cell
-from .settings import LanguageModelSettings
+from gatework.compiler import Cell
+from gatework.nn import Recurrent
+from gatework.recipes import RecipeError, running_text, settings, vocabulary
+from gatework.recipes.baselines.language_model import bigram, kneser_ney, unigram
+from gatework.recipes.batches import pad
+from gatework.recipes.reading import Role, Splits
+from gatework.recipes.recipe import Recipe, one_input
+from gatework.recipes.running_text import Text
+from gatework.recipes.settings import number
+from gatework.recipes.token_streams import IGNORED, Chunks, TextTokenizer, pieces
 
-RECIPE = "language-model"
-SAMPLE_PROMPT, SAMPLE_LENGTH = 40, 400
+COUNTED = 2**24  # tokens up to which n-grams of a text are counted, about 10 GB of memory at most
 
 
-class LanguageModel(LightningModule):
-    """The model, its loss, and the state that it carries from step to step.
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """The choices of a language model."""
 
-    Called with characters [T, B] and the state before them (None: zeros); returns the logits [T, B, vocabulary] of
-    each next character, and the state after them.
-    """
+    hidden: int = number(256, least=1)
+    """Hidden units H of every layer."""
+    dropout: float = number(0.0, least=0, below=1)
+    """Probability of dropping a value after the embedding, between layers and before the softmax, while training."""
+    batch_size: int = number(32, least=1)
+    """Streams B into which the text is cut for each process; they are read side by side."""
+    learning_rate: float = number(0.003, above=0)
+    """Step size at the start; AdamW's falls to zero along a cosine, for SGD see --steady and --decay."""
+    tokens: Literal["characters", "words", "spaces", "bpe"] = "characters"
+    """What the model reads: characters, words and signs, whatever stands between spaces, or pieces of words."""
+    vocabulary: int = number(30_000, least=5)
+    """Different tokens at most; all others are read as one that is unknown."""
+    min_count: int = number(1, least=1)
+    """Tokens that are rarer in the training text are unknown."""
+    lowercase: bool = False
+    """Read capital letters as small ones."""
+    embedding: int = number(64, least=1)
+    """Numbers by which a token is described, the input size I of the first layer."""
+    tied: bool = False
+    """Describe tokens by the weights of the softmax (Press and Wolf, 2017), through a matrix if sizes differ."""
+    projection: int = number(0, least=0)
+    """Size P of the projected state; only for a cell that has one, such as projected_lstm."""
+    seq_len: int = number(128, least=1)
+    """Tokens T per stream and step; gradients reach back that far, the state is carried on."""
+    embedding_dropout: float = number(0.0, least=0, below=1)
+    """Probability of dropping a token wherever it stands in a step, while training (Gal and Ghahramani, 2016)."""
+    variational_dropout: float = number(0.0, least=0, below=1)
+    """Probability of dropping a feature of a layer's input or state in all of a step's tokens, while training."""
+    weight_dropout: float = number(0.0, least=0, below=1)
+    """Probability of dropping a recurrent weight, while training (Merity et al., 2018)."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or plain stochastic gradient descent with the decay of Zaremba et al. (2014)."""
+    steady: int = number(4, least=0)
+    """Epochs of SGD before its step size falls."""
+    decay: float = number(0.5, above=0)
+    """What the step size of SGD is multiplied by before each epoch after those."""
 
-    def __init__(self, cell: Cell, vocabulary: str, settings: LanguageModelSettings, pairs: Tensor, counts: Tensor):
-        super().__init__()
-        if len(cell.inputs) != 1:
-            raise RecipeError(f"{cell.name} has the inputs {', '.join(cell.inputs)}; a language model feeds one")
-        self.settings, self.vocabulary = settings, vocabulary
-        size = len(vocabulary) + 1
-        self.embedding = torch.nn.Embedding(size, settings.embedding)
+
+class LanguageModel(Recipe):
+    name, use = "language-model", "generate"
+    Settings = Settings
+    roles = (Role("text", str, ("content", "document", "article", "sentence")),)
+
+    @classmethod
+    def read(cls, source: str, settings: Settings) -> Splits:
+        return running_text.read_splits(source, cls.roles, settings.columns)
+
+    @classmethod
+    def read_part(cls, file: Path, settings: Settings) -> Text:
+        return running_text.read_file(Path(file), cls.roles, settings.columns)
+
+    @classmethod
+    def facts_of(cls, train: Text, settings: Settings) -> dict:
+        tokenizer = vocabulary.learn(pieces(train), settings.tokens, settings.vocabulary, lowercase=settings.lowercase,
+                                     min_count=settings.min_count)
+        return {"tokenizer": tokenizer.to_str()}
+
+    def __init__(self, cell: Cell, settings: Settings, facts: dict):
+        super().__init__(one_input(cell, self.name), settings, facts)
+        self.tokens = TextTokenizer(facts["tokenizer"], settings.tokens)
+        width = settings.embedding
+        self.embedding = torch.nn.Embedding(self.tokens.size, width)
+        torch.nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # small enough for a softmax that shares it
         try:
-            self.recurrent = Recurrent(cell, settings.embedding, settings.hidden, settings.layers,
+            self.recurrent = Recurrent(cell, width, settings.hidden, settings.layers, proj_size=settings.projection,
                                        dropout=settings.dropout if settings.layers > 1 else 0.0,
-                                       proj_size=settings.projection)
+                                       variational_dropout=settings.variational_dropout,
+                                       weight_dropout=settings.weight_dropout)
         except ValueError as error:
-            raise RecipeError(f"{error} (the options are --hidden and --projection)") from error
-        self.dropout = torch.nn.Dropout(settings.dropout)
-        self.decoder = torch.nn.Linear(self.recurrent.sizes[cell.states[cell.output].dims[0]], size)
-        # The counts of the training text, so that a saved model can be set beside a unigram and a bigram anywhere.
-        self.register_buffer("pairs", pairs)
-        self.register_buffer("counts", counts)
-        self.carried = self.carried_in_validation = None
-        self.total_steps = 0
+            raise RecipeError(f"{error} (options are --hidden, --projection, --variational-dropout and "
+                              "--weight-dropout)") from error
+        self.dropout, features = torch.nn.Dropout(settings.dropout), self.recurrent.output_size
+        self.narrow = torch.nn.Linear(features, width) if settings.tied and features != width else torch.nn.Identity()
+        self.decoder = torch.nn.Linear(width if settings.tied else features, self.tokens.size)
+        if settings.tied:
+            self.decoder.weight = None  # it is the embedding's, and kept once
+        self.carried: dict[bool, Any] = {True: None, False: None}  # the states in training and in validation
+        self.numbered: dict[Text, np.ndarray] = {}
 
-    def forward(self, ids: Tensor, state=None):
-        output, state = self.recurrent(self.embedding(ids), state)
-        return self.decoder(self.dropout(output)), state
+    def ids(self, text: Text) -> np.ndarray:
+        """The numbers of the tokens of a text, made once."""
+        if text not in self.numbered:
+            self.numbered[text] = self.tokens.encode_to_file(text)
+        return self.numbered[text]
 
-    def _loss(self, step: tuple, state):
-        k, inputs, targets = step
-        logits, state = self(inputs, None if k == 0 else state)
-        loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PADDING)
-        return loss, state.detach() if isinstance(state, Tensor) else tuple(s.detach() for s in state)
+    def training_batches(self, table: Text) -> Chunks:
+        ids, world = self.ids(table), self.settings.devices * self.settings.nodes
+        streams, steps = self.settings.batch_size, self.settings.seq_len
+        if len(ids) < streams * world * steps + 1:
+            raise RecipeError(f"the text to train on has {len(ids):,} {self.tokens.unit}; {streams * world} streams of "
+                              f"{steps} need {streams * world * steps + 1:,}. Lower --batch-size or --seq-len, or give "
+                              "a longer text")
+        return Chunks(ids, streams, steps, world)
 
-    def training_step(self, step: tuple, index: int) -> Tensor:
-        # A seed for each step: a run that goes on in the middle draws the dropout masks of one that never stopped.
-        torch.manual_seed(self.settings.seed * 2**32 + self.global_step)
-        loss, self.carried = self._loss(step, self.carried)
-        self.log("bits", loss / math.log(2), prog_bar=True, logger=False, batch_size=1)
-        return loss
+    def validation_batches(self, table: Text, world: int | None = None) -> Chunks:
+        ids, world = self.ids(table), world or self.settings.devices * self.settings.nodes
+        if len(ids) < 2:
+            raise RecipeError(f"the text to evaluate on has {len(ids)} {self.tokens.unit}; there is nothing to predict "
+                              "in fewer than two. Give a longer one")
+        # A stream begins without knowing what came before: not more than one such guess in 1000 tokens.
+        return Chunks(ids, math.ceil(min(32, max(1, len(ids) // 1000)) / world), 256, world)
 
-    def validation_step(self, step: tuple, index: int) -> None:
-        loss, self.carried_in_validation = self._loss(step, self.carried_in_validation)
-        characters = int((step[2] != PADDING).sum())
-        self.log("valid_bits", loss / math.log(2), prog_bar=True, logger=False, on_epoch=True, batch_size=characters)
+    def forward(self, ids: Tensor, state=None) -> tuple[Tensor, Any]:
+        """The logits [T, B, vocabulary] of what follows each of the tokens [T, B], and the state after them; `state`
+        is that before them, None at the beginning of a text."""
+        x, rate = self.embedding(ids), self.settings.embedding_dropout
+        if self.training and rate:
+            x = x * functional.dropout(x.new_ones(self.tokens.size), rate)[ids][..., None]
+        output, state = self.recurrent(self.dropout(x), state)
+        weight = self.embedding.weight if self.settings.tied else self.decoder.weight
+        return functional.linear(self.narrow(self.dropout(output)), weight, self.decoder.bias), state
 
-    def on_train_epoch_end(self) -> None:
-        self.print(f"epoch {self.current_epoch + 1} of {self.settings.epochs}: validation "
-                   f"{self.trainer.callback_metrics['valid_bits']:.3f} bits per character")
+    def loss(self, batch: Any) -> tuple[Tensor, int]:
+        k, inputs, targets = batch
+        logits, state = self(inputs, None if k == 0 else self.carried[self.training])
+        self.carried[self.training] = state.detach() if isinstance(state, Tensor) else tuple(s.detach() for s in state)
+        return nats(logits, targets).sum(), int((targets != IGNORED).sum())
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.settings.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.total_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        if self.settings.optimizer == "adamw":
+            return super().configure_optimizers()
+        optimizer = torch.optim.SGD(self.parameters(), self.learning_rate)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda epoch: self.settings.decay ** max(0, epoch + 1 - self.settings.steady))]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["carried"] = self.carried
+        checkpoint["carried"] = self.all_gather(self.carried[True])  # of several processes, one after the other
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.carried = checkpoint["carried"]
+        state = checkpoint["carried"]
+        if self.trainer.world_size > 1:
+            state = state[self.global_rank] if isinstance(state, Tensor) else tuple(s[self.global_rank] for s in state)
+        self.carried[True] = state
+
+    @torch.no_grad()
+    def figures(self, table: Text) -> dict[str, float]:
+        self.eval()
+        sums, counts = zip(*((float(s), count) for s, count in map(self.loss, self.validation_batches(table, world=1))))
+        ids = self.ids(table)
+        return figures_of(sum(sums) / sum(counts), self.tokens, len(ids) / len(table)) | {
+            "unknown": float((ids == vocabulary.UNKNOWN).mean())}
+
+    @classmethod
+    def baselines(cls, train: Text, held_out: Text, settings: Settings) -> dict[str, dict[str, float]]:
+        tokens = TextTokenizer(cls.facts_of(train, settings)["tokenizer"], settings.tokens)
+        ids, others = tokens.encode_to_file(train), tokens.encode_to_file(held_out)
+        methods = {"unigram": unigram, "bigram": bigram, "5-gram (Kneser-Ney)": kneser_ney}
+        return {name: figures_of(method(ids, others, tokens.size), tokens, len(others) / len(held_out))
+                for name, method in methods.items() if len(ids) <= COUNTED or method is unigram}
+
+    # Use: lines are given their perplexity, a prompt is continued
+
+    def encode(self, row: dict) -> Tensor:
+        """The tokens of a line, from the end of the line before it to its own."""
+        return torch.tensor(self.tokens.encode(["\n", row["text"] + "\n"]))
+
+    def collate(self, examples: list) -> Tensor:
+        return pad(examples, IGNORED)[0]
+
+    def answers(self, batch: Tensor) -> list[dict]:
+        bits = nats(self(batch[:-1].clamp(min=0))[0], batch[1:]).sum(0) / math.log(2)
+        counts = (batch[1:] != IGNORED).sum(0)
+        return [{"perplexity": 2 ** (b / n), "bits": b, "tokens": n} for b, n in zip(bits.tolist(), counts.tolist())]
+
+    @torch.no_grad()
+    def generate(self, prompt: str, length: int = 400, temperature: float = 0.8, seed: int = 0) -> str:
+        """The prompt, continued by `length` tokens: drawn from the model's distribution with its logits divided by the
+        temperature, or the likeliest ones at temperature 0. Never the unknown one."""
+        ids = self.tokens.encode([prompt])
+        if not ids or length < 1 or not 0 <= temperature < math.inf:
+            raise RecipeError(f"generating needs a prompt of at least one of the {self.tokens.unit}, a length of at "
+                              f"least 1 and a temperature of at least 0; given were {prompt!r}, {length} and "
+                              f"{temperature}")
+        self.eval()
+        generator, read, state, written = torch.Generator().manual_seed(seed), ids, None, []
+        for _ in range(length):
+            logits, state = self(torch.tensor(read)[:, None], state)
+            logits = logits[-1, 0].double()
+            logits[self.tokens.never_written] = -math.inf
+            best = logits.argmax() if temperature == 0 else torch.multinomial(
+                ((logits - logits.max()) / temperature).softmax(0), 1, generator=generator)
+            read = [int(best)]
+            written += read
+        text = self.tokens.decode(written)
+        return prompt + (text.removeprefix(" ") if self.tokens.ends_are_tokens and prompt[-1].isspace() else text)
+
+    @torch.no_grad()
+    def picture(self, table: Text):
+        return surprises(self, self.ids(table))
 
 
-class ProgressBar(TQDMProgressBar):
-    """Lightning's, with epochs counted from 1."""
-
-    def on_train_epoch_start(self, trainer: Trainer, *_) -> None:
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}")
-
-
-def new_trainer(**options) -> Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"lightning\.")  # what it says of its own use of torch is no one's concern
-    # The fused kernels are those of the CPU.
-    return Trainer(accelerator="cpu", devices=1, logger=False, enable_model_summary=False, num_sanity_val_steps=0,
-                   **options)
+def nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """What each target [T, B] costs, 0 where it is ignored; in float32 at least."""
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(precise.flatten(0, 1), targets.flatten(), ignore_index=IGNORED,
+                                    reduction="none").view(targets.shape)
 
 
-def train(file: Path, settings: LanguageModelSettings, out: Path, resume: bool = False) -> LanguageModel:
-    """Train on a text file, show how it goes, print a sample, and save the model in the folder `out`.
-
-    Every hundred steps the state of the run is written to `out/last.ckpt`; with `resume`, a run that was interrupted
-    goes on from there and ends with the same weights as one that was not. Raises RecipeError for a text, cell or
-    setting that cannot be used, and KeyboardInterrupt on Ctrl-C.
-    """
-    text, cell = read_text(file), trace(find_cell(settings.cell))
-    training_text, validation_text = split_text(file, text, settings)
-    vocabulary = "".join(sorted(set(training_text)))
-    ids, validation_ids = encode(training_text, vocabulary), encode(validation_text, vocabulary)
-    started_with = asdict(settings) | {"equations": to_json(cell), "text": sha256(text.encode()).hexdigest()}
-    checkpoint = checkpoint_to_resume(out, started_with, resume)
-    seed_everything(settings.seed, verbose=False)
-    model = LanguageModel(cell, vocabulary, settings, *count_pairs(ids, len(vocabulary) + 1))
-    print(f"{file}: {len(text):,} characters, {len(vocabulary)} different; the last {len(validation_ids):,} validate\n"
-          f"{cell.name}: {settings.layers} x {settings.hidden} hidden units, "
-          f"{sum(p.numel() for p in model.parameters()):,} parameters; checkpoints in {out / CHECKPOINT}", flush=True)
-    chunks = Chunks(ids, settings.batch_size, settings.seq_len)
-    # Not trainer.estimated_stepping_batches: asking for it makes Lightning start the data before it reads a checkpoint.
-    model.total_steps = settings.epochs * len(chunks)
-    out.mkdir(parents=True, exist_ok=True)
-    on_terminal = sys.stderr.isatty()
-    trainer = new_trainer(max_epochs=settings.epochs, gradient_clip_val=1.0, plugins=[WholeCheckpoints()],
-                          enable_progress_bar=on_terminal, callbacks=[
-                              Checkpoints(out, started_with), *([ProgressBar(refresh_rate=10)] if on_terminal else [])])
-    try:
-        trainer.fit(model, chunks, validation_chunks(validation_ids), ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:
-        # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt from None
-    bits = evaluate_ids(model, validation_ids)
-    if not math.isfinite(bits["this model"]):
-        raise RecipeError("the training diverged: the weights are not finite. Lower --learning-rate and start again")
-    save(model, out)
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    report(bits)
-    print(f"\nA sample:\n{sample(model, training_text[:SAMPLE_PROMPT], SAMPLE_LENGTH, 0.8, settings.seed)}\n")
-    return model
+def figures_of(nats: float, tokens: TextTokenizer, per_character: float) -> dict[str, float]:
+    """Of nats per token. Bits per character only where no token is one for many a word, the unknown one."""
+    perplexity = {"perplexity": float(torch.tensor(nats).exp())}
+    if tokens.ends_are_tokens:
+        return perplexity
+    return {"bits_per_character": float(nats / math.log(2) * per_character)} | perplexity
 
 
-def evaluate_ids(model: LanguageModel, ids: Tensor) -> dict[str, float]:
-    """Bits per character of the unigram and bigram models of the training text, and of this model."""
-    trainer = new_trainer(enable_checkpointing=False, enable_progress_bar=False)
-    trainer.validate(model, validation_chunks(ids), verbose=False)
-    bits = baselines(model.pairs, model.counts, len(model.vocabulary) + 1, ids)
-    return bits | {"this model": trainer.callback_metrics["valid_bits"].item()}
+def surprises(model: LanguageModel, ids: np.ndarray, columns: int = 80, rows: int = 16):
+    """The beginning of a text as a matplotlib Figure, each token the darker the more it surprised the model."""
+    from matplotlib.figure import Figure
 
-
-def report(bits: dict[str, float]) -> None:
-    print("\nBits per character (smaller is better):")
-    for name, value in bits.items():
-        print(f"    {name:<12}{value:6.3f}")
-
-
-def evaluate(folder: Path, file: Path) -> dict[str, float]:
-    """Bits per character of a saved model on a text, beside those of the unigram and bigram models of its own text."""
-    model, text = load(folder), read_text(file)
-    if len(text) < 2:
-        raise RecipeError(f"{file} has one character; there is nothing to predict in fewer than two")
-    ids = encode(text, model.vocabulary)
-    unknown = int((ids == UNKNOWN).sum())
-    print(f"{file}: {len(ids):,} characters" + (f", {unknown:,} of them not in the training text: they count as one "
-                                               "more character, 'unknown'" if unknown else ""))
-    return evaluate_ids(model, ids)
-
-
-@torch.no_grad()
-def sample(model: LanguageModel, prompt: str, length: int, temperature: float, seed: int) -> str:
-    """The prompt, continued by `length` characters: drawn from the model's distribution with its logits divided by
-    the temperature, or the likeliest ones at temperature 0. Never the unknown character."""
-    if not prompt or length < 1 or not 0 <= temperature < math.inf:
-        raise RecipeError(f"generating needs a prompt of at least one character, a length of at least 1 and a "
-                          f"temperature of at least 0; given were {prompt!r}, {length} and {temperature}")
-    model.eval()
-    generator, characters, state = torch.Generator().manual_seed(seed), [], None
-    ids = encode(prompt, model.vocabulary)
-    for _ in range(length):
-        logits, state = model(ids[:, None], state)
-        logits = logits[-1, 0, 1:].double()
-        best = logits.argmax() if temperature == 0 else torch.multinomial(
-            ((logits - logits.max()) / temperature).softmax(0), 1, generator=generator)[0]
-        characters.append(model.vocabulary[best])
-        ids = best[None] + 1
-    return prompt + "".join(characters)
-
-
-def generate(folder: Path, prompt: str, length: int = 400, temperature: float = 0.8, seed: int = 0) -> str:
-    """Continue a prompt with a saved model; see `sample`."""
-    return sample(load(folder), prompt, length, temperature, seed)
-
-
-def save(model: LanguageModel, folder: Path) -> None:
-    """Write the model into a folder: `model.safetensors` and `model.json`."""
-    cell = model.recurrent.cell
-    settings = asdict(replace(model.settings, cell=cell.name))
-    model_folder.save(folder, model_folder.Description(RECIPE, settings, model.vocabulary, cell), model.state_dict())
-
-
-def load(folder: Path) -> LanguageModel:
-    """Read a model that `save` wrote. Raises ModelFolderError, naming the file, for anything that is not one."""
-    description, tensors = model_folder.load(folder, RECIPE)
-    try:
-        settings = LanguageModelSettings(**description.settings)
-        # Nothing is larger than the tensors that are there; this bounds the work done before shapes are compared.
-        largest = max((t.numel() for t in tensors.values()), default=0)
-        if max(settings.hidden, settings.embedding, settings.projection) > largest or settings.layers > len(tensors):
-            raise RecipeError("its settings ask for more than its tensors hold")
-        with torch.device("meta"):
-            empty = torch.empty(tensors["pairs"].shape, dtype=torch.int64)
-            model = LanguageModel(description.cell, description.vocabulary, settings, empty, empty)
-            model.to(tensors["decoder.weight"].dtype)
-    except (RecipeError, TypeError, KeyError, RuntimeError) as error:
-        raise model_folder.broken(folder / model_folder.DESCRIPTION, str(error)) from error
-    model_folder.check_shapes(folder, tensors, model.state_dict())
-    check_counts(folder, tensors["pairs"], tensors["counts"], len(model.vocabulary) + 1)
-    model.load_state_dict(tensors, assign=True)
-    return model.eval()
-
-
-def check_counts(folder: Path, pairs: Tensor, counts: Tensor, vocabulary_size: int) -> None:
-    """Raise ModelFolderError unless the pairs rise within the vocabulary and their counts are positive."""
-    if not (pairs.dim() == 1 and len(pairs) and pairs[0] >= 0 and pairs[-1] < vocabulary_size**2
-            and (pairs.diff() > 0).all() and (counts > 0).all()):
-        raise model_folder.broken(folder / model_folder.TENSORS, "its counts of pairs are not those of a text")
+    begin = torch.from_numpy(ids[:columns * rows].astype(np.int64))
+    bits = nats(model(begin[:-1, None])[0], begin[1:, None])[:, 0] / math.log(2)
+    signs = [(sign, b) for k, b in zip(begin[1:].tolist(), bits.tolist()) for sign in model.tokens.decode([k])]
+    cells, row, column = torch.full((rows, columns), math.nan), 0, 0
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.add_subplot(xticks=[], yticks=[], title="how much each token surprised the model")
+    for sign, b in signs:
+        if sign == "\n" or column == columns:
+            row, column = row + 1, 0
+        if row == rows:
+            break
+        if sign != "\n":
+            cells[row, column] = b
+            axes.text(column, row, sign, ha="center", va="center", family="monospace", fontsize=8)
+            column += 1
+    figure.colorbar(axes.imshow(cells, cmap="OrRd", vmin=0, vmax=10, alpha=0.7, aspect="auto"), label="bits",
+                    extend="max")
+    return figure

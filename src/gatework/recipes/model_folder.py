@@ -16,58 +16,61 @@ from ..compiler import Cell
 from ..runtime.folder import DESCRIPTION, TENSORS, FolderError, Kind, cell_as_data, write_whole
 from . import RecipeError
 
-__all__ = ["DESCRIPTION", "TENSORS", "Description", "ModelFolderError", "broken", "check_shapes", "load", "save",
-           "write_whole"]
+__all__ = ["DESCRIPTION", "TENSORS", "Description", "ModelFolderError", "broken", "check_shapes", "describe", "save",
+           "tensors", "write_whole"]
 
 
 class ModelFolderError(RecipeError, FolderError):
     """A folder is no model that can be used; the message names the file and what to do."""
 
 
-KIND = Kind({"recipe": str, "settings": dict, "vocabulary": str, "cell": dict}, "`gatework train`",
+KIND = Kind({"recipe": str, "settings": dict, "facts": dict, "figures": dict, "cell": dict}, "`gatework train`",
             "If training was interrupted, finish it with --resume", "train again", ModelFolderError)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What the tensors mean: the recipe that made them, its settings, the characters in order, the cell."""
+    """What the tensors mean: the recipe that made them, its settings, what it knows of its data, how well it did on
+    held-out data when it was trained (figures by name of the method), the cell."""
 
     recipe: str
     settings: dict
-    vocabulary: str
+    facts: dict
+    figures: dict
     cell: Cell
 
 
-def save(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> None:
+def save(folder: Path, description: Description, state: Mapping[str, Tensor]) -> None:
     """Write a model into a folder, which is made if it does not exist."""
-    data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-    KIND.write(folder, {"recipe": description.recipe, "settings": description.settings,
-                        "vocabulary": description.vocabulary, "cell": cell_as_data(description.cell)}, data)
+    data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()})
+    KIND.write(folder, {"recipe": description.recipe, "settings": description.settings, "facts": description.facts,
+                        "figures": description.figures, "cell": cell_as_data(description.cell)}, data)
 
 
-def load(folder: Path, recipe: str) -> tuple[Description, dict[str, Tensor]]:
-    """Read what `save` wrote.
+def describe(folder: Path) -> Description:
+    """Read the description that `save` wrote.
 
-    Raises ModelFolderError, naming the file and the remedy, if a file is missing, cut off, of another format or
-    recipe, or if its content does not hold together. Whether the tensors have the shapes that the settings ask for is
-    for the recipe to check, with `check_shapes`.
+    Raises ModelFolderError, naming the file and the remedy, if it is missing, of another format, or does not hold
+    together.
     """
     content = KIND.describe(folder)
-    if content["recipe"] != recipe:
-        raise ModelFolderError(f"{folder / DESCRIPTION} describes a model of the recipe {content['recipe']!r}; one of "
-                               f"{recipe!r} is needed")
-    cell = KIND.cell(folder, content)
-    tensors = KIND.tensors(folder, content["tensors_sha256"], "torch")
-    return Description(recipe, content["settings"], content["vocabulary"], cell), tensors
+    return Description(content["recipe"], content["settings"], content["facts"], content["figures"],
+                       KIND.cell(folder, content))
 
 
-def check_shapes(folder: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise ModelFolderError unless `tensors` are those that the description asks for: names, shapes and dtypes."""
-    for name in sorted({*tensors, *expected}):
-        given, needed = ((list(t[name].shape), t[name].dtype) if name in t else None for t in (tensors, expected))
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors that the description was written for. Whether they have the shapes that the settings ask for is to be
+    checked with `check_shapes`."""
+    return KIND.tensors(folder, KIND.describe(folder)["tensors_sha256"], "torch")
+
+
+def check_shapes(folder: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ModelFolderError unless `found` are those that the description asks for: names, shapes and dtypes."""
+    for name in sorted({*found, *expected}):
+        given, needed = ((list(t[name].shape), t[name].dtype) if name in t else None for t in (found, expected))
         if given != needed:
             raise broken(folder / TENSORS, f"tensor {name!r} is {_say(given)}, {DESCRIPTION} asks for {_say(needed)}")
-        if not tensors[name].isfinite().all():
+        if not found[name].isfinite().all():
             raise broken(folder / TENSORS, f"tensor {name!r} holds values that are not finite")
 
 

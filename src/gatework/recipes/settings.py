@@ -1,58 +1,96 @@
-"""What can be chosen for a run. Imports no torch, so that the command line can print its help at once."""
+"""What can be chosen for a run, checked the same whether it was typed, read from a TOML file or from a saved model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from . import RecipeError
 
 
-@dataclass(frozen=True)
-class LanguageModelSettings:
-    """The choices of a character-level language model.
+def number(default: float, least: float | None = None, above: float | None = None, below: float | None = None) -> Any:
+    """A field of a settings class with a range; a whole number if the default is one."""
+    return field(default=default, metadata=dict(least=least, above=above, below=below))
 
-    Raises RecipeError for a value that is out of range, naming the option.
 
-    >>> LanguageModelSettings(hidden=64).batch_size
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The choices that every recipe has. A recipe adds its own, and may choose other defaults.
+
+    Raises RecipeError for a value of another type or out of range, naming the option.
+
+    >>> Settings(hidden=64).batch_size
     32
-    >>> LanguageModelSettings(hidden=0)
+    >>> Settings(hidden=0)
     Traceback (most recent call last):
     gatework.recipes.RecipeError: --hidden must be a whole number of at least 1; 0 was given
     """
 
     cell: str = "lstm"
     """Name of a cell of the catalogue, or file.py:function for equations of your own."""
-    hidden: int = 256
-    """Hidden units H of every layer."""
-    layers: int = 1
+    hidden: int = number(128, least=1)
+    """Hidden units H of every recurrent layer."""
+    layers: int = number(1, least=1)
     """Recurrent layers on top of each other."""
-    embedding: int = 64
-    """Numbers by which a character is described, the input size I of the first layer."""
-    projection: int = 0
-    """Size P of the projected state; only for a cell that has one, such as projected_lstm."""
-    dropout: float = 0.0
-    """Probability of dropping an output of a layer while training."""
-    epochs: int = 10
-    """Passes over the training text."""
-    batch_size: int = 32
-    """Streams B into which the text is cut; they are read side by side."""
-    seq_len: int = 128
-    """Characters T per stream and step; gradients reach back that far, the state is carried on."""
-    learning_rate: float = 0.003
+    dropout: float = number(0.0, least=0, below=1)
+    """Probability of dropping a value between layers while training."""
+    epochs: int = number(10, least=1)
+    """Passes over the training data."""
+    batch_size: int = number(32, least=1)
+    """Examples B that are read side by side, per process."""
+    learning_rate: float = number(0.003, above=0)
     """Step size of AdamW at the start; it falls to zero along a cosine."""
-    seed: int = 0
+    weight_decay: float = number(0.01, least=0)
+    """What AdamW takes off the weights, per step and in units of the step size."""
+    clip: float = number(1.0, least=0)
+    """Largest norm of the gradient; longer ones are shortened to it. 0: never."""
+    patience: int = number(0, least=0)
+    """Stop after so many epochs in which the validation did not get better. 0: never."""
+    seed: int = number(0, least=0)
     """Every random choice follows from it."""
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Number format, as Lightning names them; "mixed" keeps the weights in float32."""
+    devices: int = number(1, least=1)
+    """Processes on this machine, each with its own rows of a batch (distributed data parallel)."""
+    nodes: int = number(1, least=1)
+    """Machines with so many processes each; start them with torchrun or SLURM."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Names of the columns in your data, where they are not the usual ones: --columns.text review"""
 
     def __post_init__(self):
-        least = dict(hidden=1, layers=1, embedding=1, projection=0, epochs=1, batch_size=1, seq_len=1, seed=0)
-        for field in fields(self):
-            value, option = getattr(self, field.name), "--" + field.name.replace("_", "-")
-            low = least.get(field.name)
-            if low is not None and (type(value) is not int or not low <= value < 2**31):
-                raise RecipeError(f"{option} must be a whole number of at least {low}; {value!r} was given")
-        if type(self.cell) is not str:
-            raise RecipeError(f"--cell must be a name; {self.cell!r} was given")
-        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
-            raise RecipeError(f"--dropout must be a probability, at least 0 and below 1; {self.dropout!r} was given")
-        if type(self.learning_rate) not in (int, float) or not 0 < self.learning_rate < float("inf"):
-            raise RecipeError(f"--learning-rate must be a number above 0; {self.learning_rate!r} was given")
+        hints = get_type_hints(type(self))
+        for each in fields(self):
+            check(each, hints[each.name], getattr(self, each.name))
+
+
+def check(each, kind, value) -> None:
+    """Raise RecipeError unless the value of a field is of its kind and in its range."""
+    option, range_ = "--" + each.name.replace("_", "-"), each.metadata
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise RecipeError(f"{option} must be one of {', '.join(map(str, get_args(kind)))}; {value!r} was given")
+    elif kind is int or kind is float:
+        allowed = (int,) if kind is int else (int, float)
+        least, above, below = (range_.get(k) for k in ("least", "above", "below"))
+        if (type(value) not in allowed or not -2**31 < value < 2**31 or (least is not None and value < least)
+                or (above is not None and value <= above) or (below is not None and value >= below)):
+            what = "whole number" if kind is int else "number"
+            limits = [f"{word} {limit}" for word, limit in (("of at least", least), ("above", above), ("below", below))
+                      if limit is not None]
+            needed = f"{what} {' and '.join(limits)}".rstrip()
+            raise RecipeError(f"{option} must be a {needed}; {value!r} was given")
+    elif get_origin(kind) is dict:
+        if type(value) is not dict or not all(type(x) is str for pair in value.items() for x in pair):
+            raise RecipeError(f"{option} must name columns, such as {option}.text review; {value!r} was given")
+    elif get_origin(kind) in (tuple, list):
+        inner = get_args(kind)[0]
+        if type(value) not in (tuple, list) or not all(type(x) is inner for x in value):
+            raise RecipeError(f"{option} must be a list of {inner.__name__}; {value!r} was given")
+    elif type(value) is not kind:
+        words = {str: "text", bool: "true or false"}
+        raise RecipeError(f"{option} must be {words.get(kind, kind)}; {value!r} was given")
+
+
+def defaults(kind: type[Settings]) -> dict[str, Any]:
+    """The value of every setting that nobody chose."""
+    return {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(kind)}

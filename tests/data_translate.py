@@ -1,0 +1,28 @@
+"""Multi30k as a user would have it: tables of two columns."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from pathlib import Path
+
+import real_data
+
+
+def write_multi30k(folder: Path, source: str = "de", target: str = "en", train_rows: int | None = None,
+                   longest: int | None = None) -> Path:
+    """train.tsv, valid.tsv and test.tsv (of 2016) in `folder`.
+
+    The first `train_rows` pairs train, or all. Sentences of more than `longest` words are left out.
+    """
+    data = real_data.needed("translation/multi30k")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", "train"), ("valid", "val"), ("test", "test_2016_flickr")):
+        sides = [gzip.decompress((data / f"{part}.{language}.gz").read_bytes()).decode().splitlines()
+                 for language in (source, target)]
+        pairs = [pair for pair in zip(*sides, strict=True) if longest is None or len(pair[0].split()) <= longest]
+        with open(folder / f"{name}.tsv", "w", newline="", encoding="utf-8") as opened:
+            writer = csv.writer(opened, delimiter="\t")
+            writer.writerow(("source", "translation"))
+            writer.writerows(pairs[:train_rows] if name == "train" else pairs)
+    return folder
