@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 from pathlib import Path
 
+import polars as pl
 import real_data
 
 
 def write_multi30k(folder: Path, source: str = "de", target: str = "en", train_rows: int | None = None,
                    longest: int | None = None) -> Path:
-    """train.tsv, valid.tsv and test.tsv (of 2016) in `folder`.
+    """train.parquet, valid.parquet and test.parquet (of 2016) in `folder`.
 
     The first `train_rows` pairs train, or all. Sentences of more than `longest` words are left out.
     """
@@ -21,8 +21,6 @@ def write_multi30k(folder: Path, source: str = "de", target: str = "en", train_r
         sides = [gzip.decompress((data / f"{part}.{language}.gz").read_bytes()).decode().splitlines()
                  for language in (source, target)]
         pairs = [pair for pair in zip(*sides, strict=True) if longest is None or len(pair[0].split()) <= longest]
-        with open(folder / f"{name}.tsv", "w", newline="", encoding="utf-8") as opened:
-            writer = csv.writer(opened, delimiter="\t")
-            writer.writerow(("source", "translation"))
-            writer.writerows(pairs[:train_rows] if name == "train" else pairs)
+        rows = pairs[:train_rows] if name == "train" else pairs
+        pl.DataFrame(rows, ["source", "translation"], orient="row").write_parquet(folder / f"{name}.parquet")
     return folder

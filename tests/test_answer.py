@@ -115,6 +115,10 @@ def test_the_loss_is_minus_the_logarithm_of_what_the_right_answers_are_given(out
             expected -= float(log_p[0, 0, begin] + log_p[0, 1, begin + len(answer.split()) - 1])
     assert count == 3
     assert total.item() == pytest.approx(expected, rel=1e-5)
+    unknown = model.encode({"text": "Mary is in Rome.", "question": "Where is Mary?", "answer": "Paris"})
+    with_unknown, count = model.loss(model.collate([*examples, unknown]))
+    assert count == 3
+    assert with_unknown.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_best_span_is_that_of_a_literal_search():

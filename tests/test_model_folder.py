@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 from language_models import Payload
 
-from gatework.recipes import language_model, model_folder
-from gatework.recipes.language_model import load
+from gatework.recipes import model_folder, run, vocabulary
 from gatework.recipes.model_folder import ModelFolderError
+from gatework.recipes.run import figures_of, load
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def folder(trained, tmp_path):
 
 def test_a_folder_read_back_gives_exactly_the_model_that_was_saved(trained, tmp_path):
     model = load(trained[0])
-    language_model.save(model, tmp_path / "copy")
+    run.save(model, tmp_path / "copy", figures_of(trained[0]))
     again = load(tmp_path / "copy")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
-    assert again.vocabulary == model.vocabulary
+    assert again.facts == model.facts
     assert again.settings == model.settings
     assert not again.training
     for name in ("model.json", "model.safetensors"):
@@ -80,28 +80,28 @@ SPOILT = {
     "description nested": (lambda f: (f / "model.json").write_text("[" * 10**6), "model.json .* not JSON"),
     "description a list": (lambda f: (f / "model.json").write_text("[]"), "no format version"),
     "later format": (lambda f: edit(f, format=2), "format version 2; .* reads version 1"),
-    "other recipe": (lambda f: edit(f, recipe="tagger"), "recipe 'tagger'"),
+    "other recipe": (lambda f: edit(f, recipe="tagger"), "no recipe 'tagger'"),
     "unknown entry": (lambda f: edit(f, run="rm"), "unknown entries .'run'"),
-    "vocabulary a list": (lambda f: edit(f, vocabulary=["a"]), "'vocabulary' must be of type str"),
-    "vocabulary short": (lambda f: edit(f, vocabulary="ab"), "asks for"),
+    "facts a list": (lambda f: edit(f, facts=["a"]), "'facts' must be of type dict"),
+    "facts empty": (lambda f: edit(f, facts={}), "model.json .* KeyError"),
+    "tokenizer spoilt": (lambda f: edit(f, facts={"tokenizer": "{"}), "model.json is no usable part"),
+    "vocabulary short": (lambda f: edit(f, facts={"tokenizer": vocabulary.learn("ab", "characters", 9).to_str()}),
+                         "asks for"),
     "cell a string": (lambda f: edit(f, cell="os.system"), "'cell' must be of type dict"),
     "cell empty": (lambda f: edit(f, cell={}), "its cell cannot be used"),
     "cell lies": (lie_in_the_graph, "its cell cannot be used .* unknown operation"),
-    "setting unknown": (lambda f: edit_settings(f, path="../x"), "unexpected keyword argument 'path'"),
+    "setting unknown": (lambda f: edit_settings(f, path="../x"), "settings path are unknown"),
     "setting wrong type": (lambda f: edit_settings(f, hidden="48"), "--hidden must be a whole number"),
     "setting wrong size": (lambda f: edit_settings(f, hidden=49), "asks for"),
-    "setting huge": (lambda f: edit_settings(f, hidden=2**31 - 1), "more than its tensors hold"),
-    "layers huge": (lambda f: edit_settings(f, layers=2**31 - 1), "more than its tensors hold"),
+    "setting huge": (lambda f: edit_settings(f, hidden=2**31 - 1), "model.json|asks for"),
+    "layers huge": (lambda f: edit_settings(f, layers=2**31 - 1), "more layers than its tensors hold"),
     "tensor missing": (lambda f: replace_tensors(f, **{"decoder.bias": None}), "'decoder.bias' is missing"),
     "tensor with a path": (lambda f: replace_tensors(f, **{"../../x": torch.zeros(1)}),
                            "'../../x' .* asks for missing"),
     "tensor of another type": (lambda f: replace_tensors(f, **{"decoder.bias": torch.zeros(3, dtype=torch.float16)}),
                                "torch.float16"),
-    "tensor not finite": (lambda f: replace_tensors(f, **{"embedding.weight": torch.full((91, 16), math.nan)}),
+    "tensor not finite": (lambda f: replace_tensors(f, **{"embedding.weight": torch.full((94, 16), math.nan)}),
                           "not finite"),
-    "no counts": (lambda f: replace_tensors(f, pairs=None), "pairs"),
-    "counts too large": (lambda f: replace_tensors(f, pairs=torch.tensor([10**9]), counts=torch.tensor([1])),
-                         "not those of a text"),
     "no bytes": (lambda f: claim_bytes(f, b""), "not a safetensors file"),
     "huge header": (lambda f: claim_bytes(f, (2**62).to_bytes(8, "little")), "not a safetensors file"),
     "huge tensor": (lambda f: claim_bytes(f, header(HUGE)), "not a safetensors file"),
@@ -134,7 +134,7 @@ def test_saving_that_fails_halfway_leaves_no_model_and_an_old_file_as_it_was(fil
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
-        language_model.save(model, tmp_path / "m")
+        run.save(model, tmp_path / "m", {})
     with pytest.raises(ModelFolderError, match="there is no file"):
         load(tmp_path / "m")
     (tmp_path / "f").write_bytes(b"old")

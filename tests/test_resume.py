@@ -10,26 +10,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from language_models import REFERENCE, TINY, Payload
+from language_models import REFERENCE, TINY, Payload, Settings, train
 
-from gatework.recipes import RecipeError, checkpoints, language_model
-from gatework.recipes.language_model import load, train
-from gatework.recipes.settings import LanguageModelSettings
+from gatework.recipes import RecipeError, checkpoints, run
+from gatework.recipes.language_model import LanguageModel
+from gatework.recipes.run import load
 
 
 def train_until(step, monkeypatch, *arguments, **options):
     """Train, and stop with an error before a step."""
-    original = language_model.LanguageModel.training_step
+    original = LanguageModel.training_step
 
     def stopping(self, batch, index):
         if self.global_step == step:
             raise InterruptedError(f"before step {step}")
         return original(self, batch, index)
 
-    monkeypatch.setattr(language_model.LanguageModel, "training_step", stopping)
+    monkeypatch.setattr(LanguageModel, "training_step", stopping)
     with pytest.raises(InterruptedError):
         train(*arguments, **options)
-    monkeypatch.setattr(language_model.LanguageModel, "training_step", original)
+    monkeypatch.setattr(LanguageModel, "training_step", original)
 
 
 # An epoch has 5 steps, the run 15: before, at and after a checkpoint and the end of an epoch.
@@ -49,31 +49,32 @@ def test_a_run_stopped_after_its_last_step_resumes_to_the_same_model(text, tmp_p
     monkeypatch.setattr(checkpoints, "CHECKPOINT_STEPS", 5)
     whole = train(text, TINY, tmp_path / "whole").state_dict()
     with monkeypatch.context() as patch:
-        patch.setattr(language_model, "save", lambda *_: (_ for _ in ()).throw(InterruptedError()))
+        patch.setattr(run, "save", lambda *_: (_ for _ in ()).throw(InterruptedError()))
         with pytest.raises(InterruptedError):
             train(text, TINY, tmp_path / "stopped")
     resumed = train(text, TINY, tmp_path / "stopped", resume=True).state_dict()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert sorted(os.listdir(tmp_path / "stopped")) == ["model.json", "model.safetensors"]
+    assert {"last.ckpt", "best.ckpt"}.isdisjoint(os.listdir(tmp_path / "stopped"))
 
 
 def test_a_run_killed_by_sigkill_goes_on_with_resume(tmp_path):
     (tmp_path / "text.txt").write_text(REFERENCE[:30000], encoding="utf-8")
-    settings = LanguageModelSettings(hidden=16, embedding=8, epochs=3, batch_size=8, seq_len=32)
-    code = ("import sys, pathlib; from gatework.recipes import checkpoints, language_model, settings\n"
+    settings = Settings(hidden=16, embedding=8, epochs=3, batch_size=8, seq_len=32)
+    code = ("import pathlib; from gatework.recipes import checkpoints, run\n"
+            "from gatework.recipes.language_model import LanguageModel, Settings\n"
             "checkpoints.CHECKPOINT_STEPS = 5\n"
-            f"language_model.train(pathlib.Path('text.txt'), settings.{settings!r}, pathlib.Path('model'))")
-    run = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.DEVNULL)
+            f"run.train(LanguageModel, 'text.txt', {settings!r}, pathlib.Path('model'))")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.DEVNULL)
     checkpoint, until = tmp_path / "model" / "last.ckpt", time.monotonic() + 60
     while not checkpoint.exists() and time.monotonic() < until:
         time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "model" / "model.json").exists()
     step = torch.load(checkpoint, weights_only=True)["global_step"]
     model = train(tmp_path / "text.txt", settings, tmp_path / "model", resume=True)
     assert 0 < step < model.total_steps
-    assert load(tmp_path / "model").vocabulary == model.vocabulary
+    assert load(tmp_path / "model").facts == model.facts
 
 
 @pytest.mark.parametrize(("change", "said"), [(dict(hidden=9), "hidden: 8 then, 9 now"), (dict(cell="lstm"), "cell")])
@@ -85,7 +86,7 @@ def test_a_run_is_not_resumed_with_other_settings(change, said, text, tmp_path, 
     with pytest.raises(RecipeError, match="go on with --resume"):
         train(text, TINY, tmp_path / "m")
     text.write_text(REFERENCE[1:601], encoding="utf-8")
-    with pytest.raises(RecipeError, match="another text"):
+    with pytest.raises(RecipeError, match="another data"):
         train(text, TINY, tmp_path / "m", resume=True)
 
 
@@ -110,6 +111,6 @@ def hostile_checkpoint(path, marker):
 def test_a_spoilt_or_hostile_checkpoint_is_refused_and_runs_nothing(write, text, tmp_path):
     (tmp_path / "m").mkdir()
     write(tmp_path / "m" / "last.ckpt", tmp_path / "marker")
-    with pytest.raises(RecipeError, match="is no checkpoint of this recipe"):
+    with pytest.raises(RecipeError, match="is no checkpoint of a recipe"):
         train(text, TINY, tmp_path / "m", resume=True)
     assert not (tmp_path / "marker").exists()

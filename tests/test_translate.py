@@ -48,7 +48,7 @@ def test_a_small_model_of_multi30k_beats_the_translation_of_the_most_similar_sen
 
 def test_a_model_that_was_saved_translates_as_before_whatever_else_is_in_the_batch(trained):
     model = load(trained / "model")
-    table = pl.read_csv(trained / "test.tsv", separator="\t").head(12)
+    table = pl.read_parquet(trained / "test.parquet").head(12)
     together = [row["translation"] for row in model.predict(table.select("source"))]
     again = load(trained / "model")
     assert together == [next(again.predict(table[k:k + 1]))["translation"] for k in range(len(table))]
@@ -66,7 +66,7 @@ def test_the_picture_has_a_row_for_each_piece_written_and_a_column_for_each_piec
                                                                             axes.get_yticklabels()))
     assert "".join(read) == " Ein Mann schläft."
     assert "".join(written[:-1]).strip() == next(model.predict(table))["translation"]
-    assert written[-1] == "·"
+    assert written[-1] == "(end)"
     assert image.get_array().shape == (len(written), len(read))
     torch.testing.assert_close(torch.tensor(image.get_array()).sum(1), torch.ones(len(written)))
 
@@ -181,5 +181,5 @@ def test_a_text_that_is_too_long_is_refused_rather_than_cut():
 
 def test_end_and_padding_are_no_part_of_a_translation():
     model = untrained()
-    assert model.words([END, *model.pieces("Ein Mann")]) == ["·", *model.words(model.pieces("Ein Mann"))]
+    assert model.words([END, *model.pieces("Ein Mann")]) == ["(end)", *model.words(model.pieces("Ein Mann"))]
     assert "<" not in "".join(row["translation"] for row in model.predict(PAIRS))

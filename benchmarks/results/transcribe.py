@@ -13,7 +13,7 @@ from data_transcribe import (
 
 from . import Run
 
-SETTINGS = {}
+SETTINGS = {"lexicon": True, "epochs": 25}
 QUICK = {"hidden": 48, "layers": 1, "epochs": 4}
 
 RUNS = [
@@ -24,5 +24,6 @@ RUNS = [
     Run("spoken digits, theo never heard", "transcribe", partial(write_unknown_speaker, held_out="theo"),
         partial(write_unknown_speaker_test, held_out="theo"), SETTINGS, "word_error_rate", quick=QUICK),
     Run("strings of digits, theo never heard", "transcribe", partial(write_unknown_speaker_strings, held_out="theo"),
-        partial(write_unknown_speaker_strings_test, held_out="theo"), SETTINGS, "word_error_rate", quick=QUICK),
+        partial(write_unknown_speaker_strings_test, held_out="theo"), SETTINGS | {"epochs": 12}, "word_error_rate",
+        quick=QUICK),
 ]

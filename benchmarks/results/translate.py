@@ -9,7 +9,7 @@ BUDGET = {"vocabulary": 5000, "epochs": 6}
 
 
 def test_part(folder):
-    return folder / "test.tsv"
+    return folder / "test.parquet"
 
 
 RUNS = [

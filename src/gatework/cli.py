@@ -75,9 +75,11 @@ def offer(name: str) -> None:
                 answer = {"learning_rate": rate, "picture": str(picture)}
             else:
                 model = run.train(recipe, data, settings, folder, resume=resume, tensorboard=tensorboard)
-                answer = {"model": str(folder), "figures": run.figures_of(folder)} if model.global_rank == 0 else None
+                if model.global_rank != 0:  # of several processes, one speaks
+                    return
+                answer = {"model": str(folder), "figures": run.figures_of(folder)}
                 print(f"Saved in {folder}. Next:  gatework {recipe.use} {shlex.quote(str(folder))} ...")
-        if json and answer:
+        if json:
             print_json(answer)
 
     command.__annotations__ = dict(

@@ -187,9 +187,12 @@ class Answer(Recipe):
     def loss(self, batch: Any) -> tuple[Tensor, int]:
         text, question, truth, _ = batch
         scores, _ = self(text, question)
+        # Held-out rows may have answers that the text or the training data have not: no probability to speak of.
         if self.facts["output"] == "span":
-            return -(scores * truth.permute(1, 2, 0)).sum(), len(scores)
-        return functional.nll_loss(scores, truth, reduction="sum", ignore_index=-1), len(scores)
+            total, known = -(scores * truth.permute(1, 2, 0)).sum(), truth.amax((0, 2)) > 0
+        else:
+            total, known = functional.nll_loss(scores, truth, reduction="sum", ignore_index=-1), truth >= 0
+        return total, max(1, int(known.sum()))
 
     def validation_step(self, batch: Any, index: int) -> None:
         super().validation_step(batch, index)

@@ -201,7 +201,7 @@ class Caption(Recipe):
         for k, (ids, columns) in enumerate(zip(written, (widths // COLUMN).tolist())):
             grid = looked[:len(ids), k, :columns * self.grid_rows].unflatten(1, (columns, self.grid_rows)).mT
             rows.append({"text": self.tokenizer.decode(ids), "score": found.scores[k, 0].item(),
-                         "ended": found.ended[k, 0].item(), "tokens": [self.tokenizer.id_to_token(i) for i in ids],
+                         "ended": found.ended[k, 0].item(), "tokens": [self.tokenizer.decode([i]) for i in ids],
                          "looked": grid.tolist()})  # for each token the weights of all places, row by row
         return rows
 
@@ -226,19 +226,19 @@ class Caption(Recipe):
         most = max(1, min(8, max(len(row["tokens"]) for row in rows)))
         figure = Figure(figsize=(9, 0.7 + 0.9 * (most + 1)), layout="constrained")
         axes = figure.subplots(most + 1, len(rows), squeeze=False)
-        for k, (row, columns) in enumerate(zip(rows, pictures)):
+        for k, (row, true, columns) in enumerate(zip(rows, table["text"], pictures)):
             shown = columns.permute(2, 0, 1).numpy() if self.settings.color else columns[:, 0].mT.numpy()
             for j, axis in enumerate(axes[:, k]):
                 axis.set_axis_off()
                 if j > len(row["tokens"]):
                     continue
                 axis.imshow(shown, cmap="gray")
-                axis.set_title("written: " + row["text"] if j == 0 else row["tokens"][j - 1], fontsize=9, pad=2)
+                axis.set_title(row["tokens"][j - 1] if j else f"{row['text']} (true: {true})", fontsize=9, pad=2)
                 if j:
                     weights = np.array(row["looked"][j - 1])
                     axis.imshow(np.ones_like(weights), cmap="autumn", alpha=0.75 * weights / weights.max(),
                                 extent=(-0.5, shown.shape[1] - 0.5, self.settings.height - 0.5, -0.5))
-        figure.suptitle("Held-out pictures, and where the model looked for each token", fontsize=10)
+        figure.suptitle("What was written for held-out pictures, and where the model looked each time", fontsize=10)
         return figure
 
 

@@ -88,9 +88,8 @@ class LanguageModel(Recipe):
 
     @classmethod
     def facts_of(cls, train: Text, settings: Settings) -> dict:
-        tokenizer = vocabulary.learn(pieces(train), settings.tokens, settings.vocabulary, lowercase=settings.lowercase,
-                                     min_count=settings.min_count)
-        return {"tokenizer": tokenizer.to_str()}
+        return {"tokenizer": vocabulary.learn(pieces(train), settings.tokens, settings.vocabulary,
+                                              lowercase=settings.lowercase, min_count=settings.min_count).to_str()}
 
     def __init__(self, cell: Cell, settings: Settings, facts: dict):
         super().__init__(one_input(cell, self.name), settings, facts)
@@ -222,8 +221,27 @@ class LanguageModel(Recipe):
         return prompt + (text.removeprefix(" ") if self.tokens.ends_are_tokens and prompt[-1].isspace() else text)
 
     @torch.no_grad()
-    def picture(self, table: Text):
-        return surprises(self, self.ids(table))
+    def picture(self, table: Text, columns: int = 80, rows: int = 16):
+        """The beginning of a text, each token the darker the more it surprised the model."""
+        from matplotlib.figure import Figure
+
+        begin = torch.from_numpy(self.ids(table)[:columns * rows].astype(np.int64))
+        bits = nats(self(begin[:-1, None])[0], begin[1:, None])[:, 0] / math.log(2)
+        cells, row, column = np.full((rows, columns), math.nan), 0, 0
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        axes = figure.add_subplot(xticks=[], yticks=[], title="how much each token surprised the model")
+        for sign, b in ((sign, b) for k, b in zip(begin[1:].tolist(), bits) for sign in self.tokens.decode([k])):
+            if sign == "\n" or column == columns:
+                row, column = row + 1, 0
+            if row == rows:
+                break
+            if sign != "\n":
+                cells[row, column] = b
+                axes.text(column, row, sign, ha="center", va="center", family="monospace", fontsize=8)
+                column += 1
+        shown = axes.imshow(cells, cmap="OrRd", vmin=0, vmax=10, alpha=0.7, aspect="auto")
+        figure.colorbar(shown, label="bits", extend="max")
+        return figure
 
 
 def nats(logits: Tensor, targets: Tensor) -> Tensor:
@@ -239,27 +257,3 @@ def figures_of(nats: float, tokens: TextTokenizer, per_character: float) -> dict
     if tokens.ends_are_tokens:
         return perplexity
     return {"bits_per_character": float(nats / math.log(2) * per_character)} | perplexity
-
-
-def surprises(model: LanguageModel, ids: np.ndarray, columns: int = 80, rows: int = 16):
-    """The beginning of a text as a matplotlib Figure, each token the darker the more it surprised the model."""
-    from matplotlib.figure import Figure
-
-    begin = torch.from_numpy(ids[:columns * rows].astype(np.int64))
-    bits = nats(model(begin[:-1, None])[0], begin[1:, None])[:, 0] / math.log(2)
-    signs = [(sign, b) for k, b in zip(begin[1:].tolist(), bits.tolist()) for sign in model.tokens.decode([k])]
-    cells, row, column = torch.full((rows, columns), math.nan), 0, 0
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.add_subplot(xticks=[], yticks=[], title="how much each token surprised the model")
-    for sign, b in signs:
-        if sign == "\n" or column == columns:
-            row, column = row + 1, 0
-        if row == rows:
-            break
-        if sign != "\n":
-            cells[row, column] = b
-            axes.text(column, row, sign, ha="center", va="center", family="monospace", fontsize=8)
-            column += 1
-    figure.colorbar(axes.imshow(cells, cmap="OrRd", vmin=0, vmax=10, alpha=0.7, aspect="auto"), label="bits",
-                    extend="max")
-    return figure

@@ -113,9 +113,13 @@ class Recipe(LightningModule):
         # Gradients are averaged over processes; so that all items weigh the same, divide by the mean of the counts.
         return {"loss": total / (sums[1].item() / self.trainer.world_size), "sums": sums}
 
+    def log(self, name: str, value: Any, *, batch_size: int | None = None, **how: Any) -> None:
+        # Of whole numbers Lightning's mean over processes is a whole number too, and a count must not be rounded.
+        super().log(name, value, batch_size=None if batch_size is None else float(batch_size), **how)
+
     def validation_step(self, batch: Any, index: int) -> None:
         total, count = self.loss(batch)
-        self.log("valid_loss", total / count, prog_bar=True, on_epoch=True, batch_size=count, sync_dist=True)
+        self.log("valid_loss", total / max(count, 1), prog_bar=True, on_epoch=True, batch_size=count, sync_dist=True)
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.settings.weight_decay)

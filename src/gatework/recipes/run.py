@@ -196,8 +196,8 @@ def load(folder: Path, recipe: type[Recipe] | None = None) -> Recipe:
     Raises ModelFolderError, naming the file, for anything that is not a model of the recipe.
     """
     description, tensors = model_folder.describe(folder), model_folder.tensors(folder)
-    recipe = recipe or find_recipe(description.recipe)
     try:
+        recipe = recipe or find_recipe(description.recipe)
         given = {f.name: description.settings[f.name] for f in fields(recipe.Settings)}
         if given.keys() != description.settings.keys():
             raise RecipeError(f"its settings {', '.join(description.settings.keys() - given.keys())} are unknown")

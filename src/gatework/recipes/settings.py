@@ -1,6 +1,7 @@
 """What can be chosen for a run, checked the same whether it was typed, read from a TOML file or from a saved model."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: the settings of a recipe inherit these fields with their types, and in its
+# module the names of these types need not be known.
 
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints

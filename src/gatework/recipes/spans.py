@@ -121,4 +121,4 @@ def best_spans(scores: Tensor, longest: int) -> tuple[Tensor, Tensor]:
     sums = [functional.pad(starts[:, :steps - k] + ends[:, k:], (0, k), value=-torch.inf)
             for k in range(min(longest, steps))]
     best = torch.cat(sums, 1).argmax(1)
-    return best % steps, best % steps + best // steps + 1
+    return best % steps, best % steps + best // steps

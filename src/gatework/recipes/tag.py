@@ -45,15 +45,15 @@ class Settings(settings.Settings):
     task: Literal["columns", "accents"] = "columns"
     """What the data are: "columns", a word and its label in each line and a blank line between sentences; "accents",
     text with its accents, to learn to restore them."""
-    layers: int = number(2, least=1)
-    """Recurrent layers on top of each other."""
     dropout: float = number(0.2, least=0, below=1)
     """Probability of dropping a value after the embedding and every layer, while training."""
     epochs: int = number(5, least=1)
     """Passes over the training data."""
+    learning_rate: float = number(0.005, above=0)
+    """Step size of AdamW at the start; it falls to zero along a cosine."""
     embedding: int = number(64, least=1)
     """Numbers by which a word or a character is described."""
-    word_dropout: float = number(0.1, least=0, below=1)
+    word_dropout: float = number(0.05, least=0, below=1)
     """Probability of reading a word as unknown but for its letters, while training."""
     min_count: int = number(2, least=1)
     """Words, letters of words, and characters that are rarer in the training data are unknown."""

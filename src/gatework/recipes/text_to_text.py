@@ -13,7 +13,7 @@ unknown, and a name that was never seen is copied piece by piece. What attention
 and not back into the decoder: so in training both run over whole targets in their fused kernels.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: other recipes inherit the settings with their types (see settings.py).
 
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -56,8 +56,8 @@ class Translate(TextToText):
         return attention_map(weights[:, 0], self.words(source[:, 0].tolist()), self.words(written[1:]))
 
     def words(self, ids: list[int]) -> list[str]:
-        """Each piece as it reads, the end as a dot."""
-        return ["·" if k == text_to_text.END else self.tokenizer.decode([k]) for k in ids]
+        """Each piece as it reads."""
+        return ["(end)" if k == text_to_text.END else self.tokenizer.decode([k]) for k in ids]
 
 
 def scores(said: Sequence[str], truth: Sequence[str]) -> dict[str, float]:

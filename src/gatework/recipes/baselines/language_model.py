@@ -44,7 +44,8 @@ def kneser_ney(ids: np.ndarray, held_out: np.ndarray, size: int, order: int = 5)
         ones, twos = (counts == 1).sum(), (counts == 2).sum()
         discount = (ones + 1) / (ones + 2 * twos + 3)
         contexts = level.context[level.first]
-        total, different = np.bincount(contexts, counts), np.bincount(contexts, counts > 0)
+        known = len(levels[n - 2].first) if n > 1 else 1
+        total, different = np.bincount(contexts, counts, known), np.bincount(contexts, counts > 0, known)
         # The first token is not predicted, and the next ones have no long contexts.
         shorter = probability[max(n - 2, 0):]
         at, context = level.held_out[len(level.held_out) - len(shorter):], level.held_out_context[-len(shorter):]
