@@ -40,10 +40,11 @@ def measure(run: Run, seed: int, settings: dict, work: Path) -> dict:
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     source, chosen = run.data(data), recipe.Settings(**settings, seed=seed)
-    model_folder, started = folder / "model", time.perf_counter()
+    model_folder, started, seconds = folder / "model", time.perf_counter(), None
     if not (model_folder / "model.json").exists():
-        train(recipe, source, chosen, model_folder, resume=(model_folder / CHECKPOINT).exists())
-    seconds = time.perf_counter() - started
+        resume = (model_folder / CHECKPOINT).exists()
+        train(recipe, source, chosen, model_folder, resume=resume)
+        seconds = None if resume else round(time.perf_counter() - started)  # not known of all of an interrupted run
     figures = figures_of(model_folder)
     if run.test is not None:
         test = recipe.read_part(run.test(data), chosen)
@@ -51,7 +52,7 @@ def measure(run: Run, seed: int, settings: dict, work: Path) -> dict:
         figures |= recipe.baselines(recipe.read(str(source), chosen).train, test, chosen)
     history = (model_folder / "history.csv").read_text().splitlines()
     return {"recipe": run.recipe, "name": run.name, "seed": seed, "settings": settings, "figures": figures,
-            "on": "validation" if run.test is None else "test", "epochs": len(history) - 1, "seconds": round(seconds),
+            "on": "validation" if run.test is None else "test", "epochs": len(history) - 1, "seconds": seconds,
             "machine": describe(), "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat()}
 
 
@@ -63,7 +64,7 @@ def results(runs: list[Run], quick: bool, work: Path) -> list[tuple[Run, list[di
         for seed in run.seeds[:1] if quick else run.seeds:
             file = (work if quick else MEASURED) / f"{run.recipe}-{run.name}-{seed}.json".replace(" ", "_")
             if not file.exists():
-                if found and found[0]["seconds"] > LONG:
+                if found and (found[0]["seconds"] is None or found[0]["seconds"] > LONG):
                     break
                 print(f"== {run.recipe} on {run.name}, seed {seed}", flush=True)
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -84,9 +85,10 @@ def page(done: list[tuple[Run, list[dict]]]) -> str:
             continue
         lines += ["", f"## {recipe}", ""]
         for run, found in rows:
-            first = found[0]
+            first, times = found[0], [f["seconds"] for f in found if f["seconds"] is not None]
             lines += [f"**{run.name}** ({first['on']} data; {first['epochs']} epochs, "
-                      f"{statistics.median(f['seconds'] for f in found):.0f} s, {first['threads']} threads, "
+                      f"{f'{statistics.median(times):.0f} s' if times else 'interrupted, so not timed'}, "
+                      f"{first['threads']} thread{'s' * (first['threads'] > 1)}, "
                       f"{first['date']}; seeds {', '.join(str(f['seed']) for f in found)}; settings: "
                       f"{', '.join(f'{k} {v}' for k, v in run.settings.items()) or 'the defaults'})", ""]
             names = list(first["figures"]["this model"])

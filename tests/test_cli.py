@@ -157,7 +157,9 @@ def test_the_model_is_saved_beside_the_text_by_its_name_unless_told_otherwise(ga
 
 
 def test_ctrl_c_says_how_to_go_on_and_that_command_finishes_the_run(here):
-    run = process(*TRAIN, "--epochs", "400", "--out", "my model")
+    # Python leaves Ctrl-C ignored where the shell started the tests in the background.
+    listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    run = process(*TRAIN, "--epochs", "400", "--out", "my model", before=listening)
     until = time.monotonic() + 60
     while not (here / "my model" / "last.ckpt").exists() and time.monotonic() < until:
         time.sleep(0.01)

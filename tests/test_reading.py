@@ -291,32 +291,6 @@ def test_a_strange_file_among_sounds_is_an_error(tmp_path):
         read(tmp_path, [AUDIO, LABEL])
 
 
-def test_the_datasets_library_reads_by_name(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    import datasets
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    data = tmp_path / "data"
-    data.mkdir()
-    packed(data / "train.csv", b"sentence,stars\na,1\nb,2\n")
-    packed(data / "validation.csv", b"sentence,stars\nc,3\n")
-    splits = read(f"datasets:{data}", [TEXT, STARS])
-    assert splits.train.rows() == [("a", 1), ("b", 2)]
-    assert splits.valid.rows() == [("c", 3)]
-    with pytest.raises(RecipeError, match=r"split train, row 1: the column 'sentence' is 'a', a number"):
-        read(f"datasets:{data}", [Role("x", float)], {"x": "sentence"})
-    with pytest.raises(RecipeError, match="cannot be loaded"):
-        read(f"datasets:{tmp_path / 'nowhere'}", [TEXT])
-
-
-def test_the_labels_of_a_folder_of_pictures_come_through_the_datasets_library_too(tmp_path, monkeypatch):
-    import datasets
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    pictures(tmp_path / "data" / "train", "ab", 6)
-    splits = read(f"datasets:{tmp_path / 'data'}", [Role("image", Path), LABEL])
-    assert set(splits.train["label"]) == {"a", "b"}
-    assert Path(splits.train["image"][0]).is_file()
-
-
 def test_labels_that_training_had_not_are_named_with_their_lines(tmp_path):
     file = packed(tmp_path / "test.csv", b"text,label\na,cat\nb,dgo\nc,cow\nd,dgo\n")
     table = read_table(file, [TEXT, LABEL])

@@ -264,9 +264,9 @@ def report(figures: dict[str, dict[str, float]]) -> str:
     """Figures by method as a table of text.
 
     >>> print(report({"this model": {"accuracy": 0.75}, "bag of words": {"accuracy": 0.5}}))
-                    accuracy
-    this model          0.75
-    bag of words         0.5
+                      accuracy
+    this model            0.75
+    bag of words           0.5
     """
     names = list(dict.fromkeys(name for row in figures.values() for name in row))
     width = max(map(len, figures)) + 4
