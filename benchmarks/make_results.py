@@ -40,11 +40,11 @@ def measure(run: Run, seed: int, settings: dict, work: Path) -> dict:
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     source, chosen = run.data(data), recipe.Settings(**settings, seed=seed)
-    model_folder, started, seconds = folder / "model", time.perf_counter(), None
+    model_folder, started, seconds = folder / "model", time.process_time(), None
     if not (model_folder / "model.json").exists():
         resume = (model_folder / CHECKPOINT).exists()
         train(recipe, source, chosen, model_folder, resume=resume)
-        seconds = None if resume else round(time.perf_counter() - started)  # not known of all of an interrupted run
+        seconds = None if resume else round(time.process_time() - started)  # not known of all of an interrupted run
     figures = figures_of(model_folder)
     if run.test is not None:
         test = recipe.read_part(run.test(data), chosen)
@@ -53,7 +53,8 @@ def measure(run: Run, seed: int, settings: dict, work: Path) -> dict:
     history = (model_folder / "history.csv").read_text().splitlines()
     return {"recipe": run.recipe, "name": run.name, "seed": seed, "settings": settings, "figures": figures,
             "on": "validation" if run.test is None else "test", "epochs": len(history) - 1, "seconds": seconds,
-            "machine": describe(), "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat()}
+            "clock": "processor", "machine": describe(), "threads": torch.get_num_threads(),
+            "date": datetime.date.today().isoformat()}
 
 
 def results(runs: list[Run], quick: bool, work: Path) -> list[tuple[Run, list[dict]]]:
@@ -85,9 +86,9 @@ def page(done: list[tuple[Run, list[dict]]]) -> str:
             continue
         lines += ["", f"## {recipe}", ""]
         for run, found in rows:
-            first, times = found[0], [f["seconds"] for f in found if f["seconds"] is not None]
+            first = found[0]
             lines += [f"**{run.name}** ({first['on']} data; {first['epochs']} epochs, "
-                      f"{f'{statistics.median(times):.0f} s' if times else 'interrupted, so not timed'}, "
+                      f"{shown_time(found)}, "
                       f"{first['threads']} thread{'s' * (first['threads'] > 1)}, "
                       f"{first['date']}; seeds {', '.join(str(f['seed']) for f in found)}; settings: "
                       f"{', '.join(f'{k} {v}' for k, v in run.settings.items()) or 'the defaults'})", ""]
@@ -100,6 +101,13 @@ def page(done: list[tuple[Run, list[dict]]]) -> str:
                 lines += ["", f"Published ({run.figure}): {run.published}"]
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def shown_time(found: list[dict]) -> str:
+    times = [f["seconds"] for f in found if f["seconds"] is not None]
+    if not times:
+        return "interrupted, so not timed"
+    return f"{statistics.median(times):.0f} s" + " passed" * any(f["clock"] == "wall" for f in found)
 
 
 def spread(values: list[float | None]) -> str:
@@ -115,8 +123,9 @@ HEAD = """# Results of the recipes
 
 Every recipe on real data, beside simple methods on the same data and published figures: the mean over the seeds, ± the
 standard deviation. Written by `make results`, which trains what is not measured yet; each measurement is a file in
-`benchmarks/results/measured/`, with the machine. Seconds are those of training one seed, with the validation and the
-simple methods, on a shared machine of two cores: they tell minutes from hours, no more."""
+`benchmarks/results/measured/`, with the machine. Seconds are those that the processors worked on training
+one seed, with the validation and the simple methods, or, where it says so, passed while other work ran: they tell
+minutes from hours."""
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ def write_imdb(folder: Path) -> Path:
     """A fifth of the large set of reviews: 5000 to train on, of which 500 validate, and 5000 to test."""
     source, parts = real_data.needed("sentiment/imdb_subset"), {}
     for part in ("train", "test"):
-        lines = bz2.decompress((source / f"{part}.jsonl.bz2").read_bytes()).decode().splitlines()
+        lines = bz2.decompress((source / f"{part}.jsonl.bz2").read_bytes()).decode().strip("\n").split("\n")
         parts[part] = [(r["text"].replace("<br />", " "), ("negative", "positive")[r["label"]])
                        for r in map(json.loads, lines)]
     random.Random(0).shuffle(parts["train"])

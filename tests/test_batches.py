@@ -81,15 +81,20 @@ def test_fewer_examples_than_processes_are_refused():
         Batches([1, 2], list, 1, world=3)
 
 
-def test_rows_are_encoded_once_and_those_of_a_large_table_whenever_they_are_needed(monkeypatch):
+def test_rows_are_encoded_once_while_the_bytes_of_their_examples_fit_and_else_whenever_they_are_needed(monkeypatch):
     table, seen = pl.DataFrame({"n": [1, 2, 3]}), []
-    kept = Examples(table, lambda row: seen.append(row["n"]) or row["n"] * 10)
-    assert [kept[2], kept[2], kept[0]] == [30, 30, 10]
+
+    def encode(row):
+        seen.append(row["n"])
+        return torch.full((10_000,), row["n"]), {"name": "row"}
+
+    examples = Examples(table, encode)
+    assert [examples[k][0][0].item() for k in (2, 2, 0)] == [3, 3, 1]
     assert seen == [3, 1]
-    monkeypatch.setattr(batches, "KEPT", 2)
-    large = Examples(table, lambda row: seen.append(row["n"]) or row["n"] * 10)
-    assert [large[1], large[1]] == [20, 20]
-    assert seen == [3, 1, 2, 2]
+    monkeypatch.setattr(batches, "KEPT", 200_000)  # two examples of 80,000 bytes and a little
+    examples, seen[:] = Examples(table, encode), []
+    assert [examples[k][0][0].item() for k in (0, 1, 2, 2, 1, 0)] == [1, 2, 3, 3, 2, 1]
+    assert seen == [1, 2, 3, 3]
 
 
 def test_padding_keeps_every_value_and_tells_the_lengths():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import polars
@@ -38,8 +40,10 @@ def running_text(folder: Path) -> Path:
     return folder / "text.txt"
 
 
-SMALL = ["--hidden", "8", "--embedding", "8", "--epochs", "2", "--dropout", "0", "--precision", "64-true",
+SMALL = ["--hidden", "8", "--embedding", "8", "--dropout", "0", "--precision", "64-true",
          "--learning-rate", "0.01", "--cell", "elman"]
+ENDLESS = find_recipe("classify-text").Settings(hidden=8, embedding=8, epochs=1000, dropout=0.0, learning_rate=0.01,
+                                                precision="64-true", cell="elman")  # the same as options
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -49,7 +53,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 def test_two_processes_end_with_the_losses_and_weights_of_one_with_twice_the_batch(launcher, name, data, more,
                                                                                    tmp_path):
     source = data(tmp_path)
-    arguments = ["train", name, str(source), *SMALL, *more]
+    arguments = ["train", name, str(source), *SMALL, *more, "--epochs", "2"]
     command = [sys.executable, *launcher, "-m", "gatework", *arguments, "--batch-size", "8", "--devices", "2"]
     two = subprocess.run([*command, "--out", "two"], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
                          capture_output=True, text=True)
@@ -110,6 +114,24 @@ def test_processes_that_would_each_train_a_model_of_their_own_are_refused(enviro
         monkeypatch.setenv(name, value)
     with pytest.raises(RecipeError, match=said):
         run.check_processes(Settings())
+
+
+def test_sigterm_ends_two_processes_at_once_and_their_run_is_not_resumed_by_one(tmp_path):
+    # Lightning's own answer makes each wait for the others, which wait for it.
+    source = texts(tmp_path)
+    command = [sys.executable, "-m", "gatework", "train", "classify-text", str(source), *SMALL, "--devices", "2",
+               "--batch-size", "4", "--out", "out"]
+    where = dict(cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    endless = subprocess.Popen([*command, "--epochs", "1000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               **where)
+    checkpoint, until = tmp_path / "out" / "last.ckpt", time.monotonic() + 300
+    while not checkpoint.exists() and endless.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    endless.send_signal(signal.SIGTERM)
+    assert endless.wait(60) == -signal.SIGTERM
+    with pytest.raises(RecipeError, match="another number of processes: 2 then, 1 now"):
+        run.train(find_recipe("classify-text"), source, replace(ENDLESS, batch_size=4), tmp_path / "out", resume=True)
+    assert torch.load(checkpoint, weights_only=True)["global_step"] > 0
 
 
 def test_seeds_up_to_the_largest_give_torch_a_seed_it_takes():

@@ -176,6 +176,11 @@ def test_a_table_of_rows_gives_series_of_one_channel_that_end_where_the_row_is_b
     assert table.rows() == [([1.0, 2.0, 3.0], 1, "up"), ([4.0], 1, "down")]
 
 
+def test_lines_of_numbers_in_a_text_file_are_series_without_labels(tmp_path):
+    (tmp_path / "new.txt").write_text("1,2,3:10,20,30\n5:1\n")
+    assert read_series(tmp_path / "new.txt", {}, labelled=False).rows() == [row[:2] for row in WANTED]
+
+
 TS = "@classLabel true a b\n@data\n"
 
 
@@ -186,6 +191,8 @@ TS = "@classLabel true a b\n@data\n"
     ("x.ts", TS + "1,nan:a\n", "line 3: a value is not finite"),
     ("x.ts", TS + "1,2\n", "line 3: @classLabel true promises a label"),
     ("x.ts", "@data\n1,2\n", "series 1 has no label"),
+    ("x.txt", "1,2\n", "series 1 has no label"),
+    ("x.txt", "1,2\n\n", "line 2: '' is no number"),
     ("x.ts", "@classLabel false\n1,2\n", "line 2: a .ts file begins with"),
     ("x.ts", "@classLabel true a\n", "no line @data"),
     ("x.ts", TS, "holds no series"),

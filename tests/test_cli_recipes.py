@@ -1,5 +1,6 @@
 """The commands that train and use recipes, on a small table of texts: options, files, standard input, JSON."""
 
+import csv
 import io
 import json
 import re
@@ -112,10 +113,22 @@ def test_a_run_leaves_its_model_its_history_and_two_pictures(gatework, here):
     assert "Saved in m. Next:  gatework predict m" in out
 
 
-def test_curves_for_tensorboard_are_written_where_asked_for(gatework, here):
-    pytest.importorskip("tensorboard", reason="an extra of the user's own")
+def test_curves_for_tensorboard_are_those_of_the_history(gatework, here):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator",
+                                            reason="an extra of the user's own")
     gatework("train", "classify-text", "reviews.csv", *SMALL, "--out", "m", "--tensorboard")
-    assert list((here / "m" / "tensorboard").glob("events*"))
+    curves = event_accumulator.EventAccumulator(str(here / "m" / "tensorboard")).Reload()
+    history = list(csv.DictReader((here / "m" / "history.csv").read_text().splitlines()))
+    for name in ("train_loss", "valid_loss", "valid_accuracy"):
+        assert [event.value for event in curves.Scalars(name)] == pytest.approx([float(row[name]) for row in history])
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_another_model(gatework, here):
+    for out, seed in (("a", 7), ("b", 7), ("c", 8)):
+        gatework("train", "classify-text", "reviews.csv", *SMALL, "--out", out, "--seed", str(seed))
+    a, b, c = ((here / out / "model.safetensors").read_bytes() for out in "abc")
+    assert a == b
+    assert a != c
 
 
 def test_the_learning_rate_finder_suggests_one_between_those_it_tried_and_trains_nothing(gatework, here):

@@ -39,6 +39,7 @@ def name_of(page: Path) -> str:
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b[1] == "python" for b in blocks(p))], ids=name_of)
 def test_every_python_block_runs_and_prints_what_the_text_block_after_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as the folder in which a reader types python
     torch.manual_seed(0)
     namespace: dict = {}
     printed = None

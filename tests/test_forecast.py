@@ -72,7 +72,7 @@ def test_a_forecast_begins_behind_the_last_row(transformer):
 def test_a_simulation_of_a_river_beats_the_linear_one(tmp_path):
     data_forecast.write_river(tmp_path, "13331500", window=120)
     weather = ("rain", "warmth", "evaporation")
-    settings = Settings(targets=("runoff",), known=weather, horizon=0, window=120, hidden=16, epochs=8, batch_size=32,
+    settings = Settings(targets=("runoff",), known=weather, horizon=0, window=120, hidden=16, epochs=2, batch_size=32,
                         output="mean", forget_bias=3.0, learning_rate=0.02)
     train(Forecast, tmp_path, settings, tmp_path / "model")
     figures = json.loads((tmp_path / "model" / "model.json").read_text())["figures"]
@@ -274,6 +274,31 @@ def test_rows_that_do_not_follow_each_other_are_an_error(change, message):
     table, columns = waves(60), Columns(("load",))
     with pytest.raises(RecipeError, match=message):
         Windows(change(table), columns, scales_of(table, columns, 1, "error"), window=10, ahead=2, stride=1)
+
+
+@pytest.mark.parametrize("times", ["01.07.2016 10:00", "2016-"])
+def test_times_that_cannot_be_read_are_an_error(times):
+    with pytest.raises(RecipeError, match=f"'{times}' in the column of the time, in row 1 of a series, cannot be read"):
+        windows_of(waves(60).with_columns(time=pl.lit(times)), Columns(("load",)))
+
+
+def test_times_of_parquet_files_and_with_zones_are_read(tmp_path):
+    table = waves(60).with_columns(pl.col("time").str.to_datetime())
+    settings = Settings(targets=("load",), window=24, horizon=2)
+    for zone, time in ((None, "2024-01-03 12:00:00"), ("UTC", "2024-01-03 12:00:00")):
+        table.with_columns(pl.col("time").dt.replace_time_zone(zone)).write_parquet(tmp_path / "a.parquet")
+        model = Forecast(trace(gru), settings, Forecast.facts_of(waves(), settings))
+        assert next(iter(model.predict(model.read_inputs(tmp_path / "a.parquet", settings))))["time"] == time
+
+
+@pytest.mark.parametrize("missing", ["error", "previous"])
+@pytest.mark.parametrize("option", ["targets", "past", "known"])
+def test_a_column_that_is_not_there_is_an_error_with_its_option(tmp_path, option, missing):
+    waves(60).write_csv(tmp_path / "a.csv")
+    settings = Settings(**({"targets": ("load",)} | {option: ("laod",)}), window=10, missing=missing)
+    for read in (Forecast.read, Forecast.read_part, Forecast.read_inputs):
+        with pytest.raises(RecipeError, match=f"no column 'laod', did you mean 'load'.*with --{option}"):
+            read(str(tmp_path / "a.csv"), settings)
 
 
 def test_attributes_that_change_are_an_error():

@@ -118,11 +118,12 @@ def test_the_run_that_stops_early_keeps_the_weights_of_its_best_epoch(jobs, tmp_
     assert model.figures(table)["accuracy"] == pytest.approx(float(history[best]["valid_accuracy"]), abs=1e-6)
 
 
-def test_bf16_mixed_lowers_the_loss(jobs, tmp_path):
+def test_bf16_mixed_lowers_the_loss_and_keeps_weights_of_float32(jobs, tmp_path):
     job = jobs["bf16"]
     go(replace(job, settings=replace(job.settings, epochs=6, dropout=0.0, learning_rate=0.05)), tmp_path / "out")
     first, *_, last = csv.DictReader((tmp_path / "out" / "history.csv").read_text().splitlines())
     assert float(last["train_loss"]) < 0.9 * float(first["train_loss"])
+    assert {p.dtype for p in run.load(tmp_path / "out", Texts).parameters()} == {torch.float32}
 
 
 def test_sigterm_writes_a_checkpoint_of_the_step_and_the_run_goes_on_from_it(jobs, tmp_path, monkeypatch):

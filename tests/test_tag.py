@@ -14,7 +14,8 @@ from gatework.recipes.accents import with_marks, without_marks
 from gatework.recipes.baselines.tag import most_frequent
 from gatework.recipes.reading.tagged import read_tagged
 from gatework.recipes.run import evaluate, load, predict, predict_lines, train
-from gatework.recipes.tag import Settings, Tag, scores, tagged, words
+from gatework.recipes.tag import Settings, Tag, scores, tagged
+from gatework.recipes.token_features import features, words
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,12 @@ def test_a_line_gets_its_accents_and_keeps_all_else(french):
     assert without_marks(answer["text"])[0] == without_marks(line)[0]
     assert "extérieur" in answer["text"]
     assert empty["text"] == ""
+
+
+def test_a_line_that_is_not_utf_8_is_refused_with_its_number(french):
+    lines = ["une fille\n", b"\xe9t\xe9\n".decode("utf-8", "surrogateescape")]  # as sys.stdin reads it
+    with pytest.raises(RecipeError, match="line 2 of standard input is not UTF-8"):
+        list(predict_lines(french[0] / "model", lines))
 
 
 def test_words_between_spaces_are_printed_as_columns(german):
@@ -140,7 +147,18 @@ def test_comments_and_columns_of_conllu_are_known_and_others_can_be_named(tmp_pa
     assert read_tagged(tmp_path / "a.txt", {}).rows() == [(["#", "b"], ["X", "Y"]), (["c"], ["Z"])]
 
 
+def test_columns_without_labels_are_read_to_be_labelled(german, tmp_path):
+    folder, model = german
+    for name, text in (("a.conll", "ein\nmann\n\nhaus\n"), ("b.tsv", "ein\tX\nmann\tX\n\nhaus\tX\n"),
+                       ("c.txt", "ein mann\nhaus\n")):
+        (tmp_path / name).write_text(text)
+        assert Tag.read_inputs(tmp_path / name, model.settings).rows() == [(["ein", "mann"],), (["haus"],)]
+    first, second = predict(folder / "model", [tmp_path / "a.conll"])
+    assert [line.split("\t")[0] for line in (first["text"] + second["text"]).splitlines()] == ["ein", "mann", "haus"]
+
+
 @pytest.mark.parametrize(("text", "columns", "said"), [
+    ("un chat dort\nun grand chien\nune fille\n", {}, "line 3.*--task accents"),
     ("a X\nb\n", {}, "line 2: the line has 1 columns, those before have 2"),
     ("a\n", {}, "line 1: the line has 1 columns, a token and its label are needed"),
     ("a\tX\nb\t\n", {}, "line 2: the label is blank"),
@@ -170,6 +188,40 @@ def test_without_a_validation_file_a_tenth_of_the_sentences_validates(tmp_path):
     assert (len(splits.train), len(splits.valid)) == (36, 4)
     found = [token for part in (splits.train, splits.valid) for token, in part["tokens"]]
     assert sorted(found) == sorted(f"w{k}" for k in range(40))
+
+
+def test_a_label_that_only_one_sentence_has_is_trained_on(tmp_path):
+    (tmp_path / "all.conll").write_text("".join(f"w{k} {f'Z{k}' if k < 9 else 'X'}\n\n" for k in range(20)))
+    for seed in range(10):
+        splits = Tag.read(str(tmp_path / "all.conll"), Settings(seed=seed))
+        assert len(splits.train) + len(splits.valid) == 20
+        assert splits.valid["labels"].explode().unique().to_list() == ["X"]
+
+
+def test_words_are_dropped_wherever_they_stand_and_their_letters_are_still_read(german):
+    model = german[1]
+    seen = []
+    hook = model.embedding.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    batch = model.collate([model.encode({"tokens": ["ein", "mann", "und", "ein", "hund"] * 20})])
+    try:
+        with torch.random.fork_rng():
+            for seed in range(40):
+                torch.manual_seed(seed)
+                model.train()(*batch[:2])
+    finally:
+        hook.remove()
+        model.eval()
+    found = torch.stack(seen)[:, :, 0]  # [draws, tokens, features]
+    assert (found[:, :, 1:] == batch[0][:, 0, 1:]).all()
+    dropped = (found[:, :, 0] == 1).view(40, 20, 5)
+    assert (dropped == dropped[:, :1]).all()
+    assert (dropped[..., 0] == dropped[..., 3]).all()
+    assert 0 < dropped.float().mean() < 0.3  # 0.1 is the setting, and four words are drawn 40 times
+
+
+def test_capitals_are_read_as_the_same_word():
+    for small, large in zip(features("l'été à", "accents"), features("L'ÉTÉ À", "accents"), strict=True):
+        assert small[::2] == large[::2]
 
 
 def test_a_folder_that_was_saved_is_read_without_the_data(german, tmp_path):

@@ -84,7 +84,7 @@ def offer(name: str) -> None:
 
     command.__annotations__ = dict(
         data=Annotated[str, Parameter(help='File, folder, or "datasets:NAME"; docs/data.md says what is read.')],
-        settings=Annotated[recipe.Settings | None, Parameter(name="*")],
+        settings=Annotated[recipe.Settings | None, Parameter(name="*", consume_multiple=True, negative_iterable="")],
         config=Annotated[Path | None, Parameter(help="TOML file with values for these options; typed ones win.")],
         out=Annotated[Path | None, Parameter(help="Folder for the model [default: name of the data and the recipe].")],
         resume=Annotated[bool, Parameter(negative="", help="Go on with a run that was interrupted, with the data and "

@@ -30,3 +30,13 @@ def without_marks(text: str) -> tuple[str, list[str]]:
 def with_marks(bases: Sequence[str], marks: Sequence[str]) -> str:
     """The text that `without_marks` took apart, in Unicode's composed form (NFC)."""
     return unicodedata.normalize("NFC", "".join(base + mark for base, mark in zip(bases, marks, strict=True)))
+
+
+def name_of(marks: str) -> str:
+    """Marks as Unicode calls them.
+
+    >>> name_of("\N{COMBINING ACUTE ACCENT}"), name_of("")
+    ('acute', 'none')
+    """
+    names = [unicodedata.name(mark).removeprefix("COMBINING ").removesuffix(" ACCENT").lower() for mark in marks]
+    return ", ".join(names) or "none"

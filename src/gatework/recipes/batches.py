@@ -5,6 +5,7 @@ torch's DataLoader forgets where in an epoch it was; a run that is killed there 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,11 +15,12 @@ from torch import distributed
 from . import RecipeError
 
 POOL = 50  # so many batches are sorted by length together: enough for little padding, few enough to stay random
-KEPT = 100_000  # so many encoded examples are kept; those of larger tables are encoded anew whenever they are needed
+KEPT = 2**30  # so many bytes of encoded examples are kept; further ones are encoded anew whenever they are needed
+TENSOR = 700  # bytes that torch takes for a tensor, besides its values
 
 
 class Examples(Sequence):
-    """The rows of a table, encoded when they are asked for.
+    """The rows of a table, encoded when they are asked for. Those that fit into KEPT bytes are encoded once.
 
     >>> import polars
     >>> examples = Examples(polars.DataFrame({"text": ["a", "bc"]}), lambda row: len(row["text"]))
@@ -28,17 +30,33 @@ class Examples(Sequence):
 
     def __init__(self, table, encode: Callable[[dict], Any]):
         self.table, self.encode = table, encode
-        self.kept: dict[int, Any] | None = {} if len(table) <= KEPT else None
+        self.kept: dict[int, Any] = {}
+        self.room = KEPT
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, k: int) -> Any:
-        if self.kept is None:
-            return self.encode(self.table.row(k, named=True))
-        if k not in self.kept:
-            self.kept[k] = self.encode(self.table.row(k, named=True))
-        return self.kept[k]
+        if k in self.kept:
+            return self.kept[k]
+        example = self.encode(self.table.row(k, named=True))
+        size = bytes_of(example)
+        if size <= self.room:
+            self.kept[k] = example
+            self.room -= size
+        return example
+
+
+def bytes_of(example: Any) -> int:
+    """About how much memory an example takes.
+
+    >>> bytes_of(torch.zeros(80, 100)), bytes_of([torch.zeros(80, 100), "two words"])
+    (32700, 32830)
+    """
+    if isinstance(example, torch.Tensor):
+        return example.nbytes + TENSOR
+    parts = example.values() if isinstance(example, dict) else example if isinstance(example, list | tuple) else ()
+    return sys.getsizeof(example) + sum(map(bytes_of, parts))
 
 
 class Batches:

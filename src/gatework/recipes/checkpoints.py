@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import signal
+import threading
 import zipfile
 from pathlib import Path
 
@@ -47,11 +49,15 @@ class Checkpoints(Checkpoint):
         # Lightning does so itself, but not where the checkpoint is of the end of an epoch.
         self.batches.load_state_dict(state)
 
+    def on_train_start(self, trainer, module) -> None:
+        # Lightning's answer to SIGTERM tells the other processes, each of which may be waiting for this one in the
+        # middle of a step: all would wait. So each just ends, and the run goes on from the last checkpoint.
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
         # Not after the last batch of an epoch: Lightning would go on with the next one, without the validation.
-        # Other processes may not have got the signal, and all must come here.
-        stopped = trainer.received_sigterm and trainer.world_size == 1
-        if (stopped or trainer.global_step % CHECKPOINT_STEPS == 0) and not trainer.is_last_batch:
+        if (trainer.received_sigterm or trainer.global_step % CHECKPOINT_STEPS == 0) and not trainer.is_last_batch:
             trainer.save_checkpoint(self.file)
 
     def on_train_epoch_end(self, trainer, module) -> None:

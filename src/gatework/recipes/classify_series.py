@@ -17,7 +17,7 @@ import polars as pl
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_f1_score
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from gatework.compiler import Cell
 from gatework.compiler.roles import keeping_gates
@@ -25,6 +25,7 @@ from gatework.nn import Recurrent
 from gatework.recipes import RecipeError, settings
 from gatework.recipes.baselines.classify_series import LARGEST, nearest_by_dtw, work
 from gatework.recipes.batches import pad
+from gatework.recipes.confusion import draw_confusion
 from gatework.recipes.reading import Splits, check_known
 from gatework.recipes.reading.files import files_of_splits
 from gatework.recipes.reading.series import ROLES, SUFFIXES, read_series, series_of_line, table_of
@@ -171,29 +172,31 @@ class ClassifySeries(Recipe):
         """The confusion matrix, and beside it a series with what the first layer keeps of its state over time."""
         from matplotlib.figure import Figure
 
-        labels = self.facts["labels"]
+        check_known(table["label"], self.facts["labels"], "label", "this data")
+        labels, truth = self.facts["labels"], list(table["label"])
         said = [row["label"] for row in self.predict(table)]
-        counts = multiclass_confusion_matrix(numbers(said, labels), numbers(list(table["label"]), labels), len(labels))
         figure = Figure(figsize=(10, 4.5), layout="constrained")
         axes = figure.subplot_mosaic([["matrix", "series"], ["matrix", "forward"], ["matrix", "backward"]],
                                      width_ratios=(1, 1.3))
-        draw_matrix(axes["matrix"], counts, labels)
-        shown = next((k for k, (a, b) in enumerate(zip(said, table["label"])) if a == b), 0)
-        example = self.encode(table.row(shown, named=True))
+        draw_confusion(axes["matrix"], numbers(said, labels), numbers(truth, labels), labels)
+        shown = next((k for k, (a, b) in enumerate(zip(said, truth)) if a == b), 0)
+        values, _ = example = self.encode(table.row(shown, named=True))
         x, lengths, _ = self.collate([example])
         gate, sign = next(iter(keeping_gates(self.cell).items()), (self.cell.output, 0))
         _, _, recorded = self.recurrent(x.to(self.classes.weight.dtype), lengths=lengths, record=gate)
-        steps = range(0, len(x) * self.settings.frame, self.settings.frame)
-        axes["series"].plot(steps, example[0][:, :self.facts["channels"]].numpy(), linewidth=1)
-        axes["series"].set_title(f"a series with the label {table['label'][shown]}, read as {said[shown]}", fontsize=10)
-        axes["series"].set_ylabel("standardised")
-        what = {1: f"{gate}, 1: kept", -1: f"{gate}, 0: kept", 0: f"state {gate}"}[sign]
+        steps = len(x) * self.settings.frame
+        values = values.view(steps, -1)[:, :self.facts["channels"]]  # without the differences
+        axes["series"].plot(np.arange(steps) + 0.5, values.numpy(), linewidth=1)
+        axes["series"].set(ylabel="standardised", title=f"one of them: label {truth[shown]}, said {said[shown]}")
+        axes["series"].locator_params(axis="x", integer=True)
         for direction, suffix in (("forward", "_l0"), ("backward", "_l0_reverse")):
             axes[direction].sharex(axes["series"])
-            values = recorded[gate + suffix][:, 0]
-            values = values[:, values.mean(0).argsort()].T.float().numpy()
-            image = axes[direction].imshow(values, aspect="auto", extent=(0, steps.stop, 0, len(values)))
+            units = recorded[gate + suffix][:, 0].float()
+            units = units[:, units.mean(0).argsort()].T.numpy()
+            image = axes[direction].imshow(units, aspect="auto", extent=(0, steps, 0, len(units)),
+                                           **(dict(vmin=0, vmax=1) if sign else {}))
             axes[direction].set_ylabel(f"units, {direction}")
+            what = {1: f"{gate}, 1: kept", -1: f"{gate}, 0: kept", 0: f"state {gate}"}[sign]
             figure.colorbar(image, ax=axes[direction], label=what)
         axes["backward"].set_xlabel("step")
         return figure
@@ -237,14 +240,3 @@ def scores(said: list[str], truth: list[str], labels: list[str]) -> dict[str, fl
     a, b = numbers(said, labels), numbers(truth, labels)
     return {"accuracy": float(multiclass_accuracy(a, b, len(labels), average="micro")),
             "f1": float(multiclass_f1_score(a, b, len(labels), average="macro"))}
-
-
-def draw_matrix(axes: Any, counts: Tensor, labels: list[str]) -> None:
-    """How often series with the label of a row were read as that of a column."""
-    axes.imshow(counts.numpy(), cmap="Blues")
-    axes.set(xlabel="said", ylabel="true", title="held-out series")
-    axes.set_xticks(range(len(labels)), labels, rotation=45 if max(map(len, labels)) > 3 else 0)
-    axes.set_yticks(range(len(labels)), labels)
-    for i, j in torch.cartesian_prod(*[torch.arange(len(labels))] * 2):
-        axes.text(j, i, int(counts[i, j]), ha="center", va="center",
-                  color="white" if counts[i, j] > counts.max() / 2 else "black")

@@ -13,7 +13,7 @@ know already (--season 1: the difference from the last value).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,6 @@ import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from gatework.compiler import Cell
 from gatework.nn import Recurrent
@@ -33,7 +32,7 @@ from gatework.recipes.forecast_results import draw, in_units, rows_of, scores
 from gatework.recipes.reading import Splits, read, read_table
 from gatework.recipes.recipe import Recipe, one_input
 from gatework.recipes.settings import number
-from gatework.recipes.windows import Example, Windows, columns_of, parts, scales_of, windows_of
+from gatework.recipes.windows import Example, Windows, columns_of, last_tenth, scales_of, side_by_side, windows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,28 +103,24 @@ class Forecast(Recipe):
     @classmethod
     def read(cls, source: str, settings: Settings) -> Splits:
         """The last tenth of each series validates, unless a file does. The window before the first forecast is read."""
-        roles = columns_of(settings).roles(optional=settings.missing != "error")
+        roles = columns_of(settings).roles(gaps=settings.missing != "error")
         splits = read(source, roles, settings.columns, ordered=True)
         if splits.files["valid"] != splits.files["train"]:
             return splits
-        every = parts(pl.concat([splits.train, splits.valid]))
-        held = [max(1, len(one) // 10) for one in every]
-        return Splits(pl.concat([one.head(-n) for one, n in zip(every, held)]),
-                      pl.concat([one.tail(n + settings.window) for one, n in zip(every, held)]),
-                      splits.test, splits.files)
+        train, valid = last_tenth(pl.concat([splits.train, splits.valid]), settings.window)
+        return replace(splits, train=train, valid=valid)
 
     @classmethod
     def read_part(cls, file: Path, settings: Settings) -> pl.DataFrame:
-        return read_table(file, columns_of(settings).roles(optional=settings.missing != "error"), settings.columns)
+        return read_table(file, columns_of(settings).roles(gaps=settings.missing != "error"), settings.columns)
 
     @classmethod
     def read_inputs(cls, file: Path, settings: Settings) -> pl.DataFrame:
-        """What went before, and with known columns the rows ahead, whose targets are blank."""
-        table = read_table(file, columns_of(settings).roles(optional=True), settings.columns)
-        lacking = [name for name in columns_of(settings).all if name not in table.columns]
-        if lacking and (settings.horizon or not set(lacking) <= set(settings.targets)):
-            cls.read_part(file, settings)  # says what is lacking
-        return table.with_columns(pl.lit(None, pl.Float64).alias(name) for name in lacking)
+        """What went before, and with known columns the rows ahead, whose targets are blank; a simulation needs none."""
+        roles = columns_of(settings).roles(gaps=True, without_targets=settings.horizon == 0)
+        table = read_table(file, roles, settings.columns)
+        return table.with_columns(pl.lit(None, pl.Float64).alias(name) for name in settings.targets
+                                  if name not in table.columns)
 
     @classmethod
     def read_line(cls, line: str, settings: Settings) -> Any:
@@ -141,7 +136,7 @@ class Forecast(Recipe):
         self.kind = OUTPUTS[settings.output](settings.coverage)
         self.constant = next((name for name, leaf in cell.inputs.items() if leaf.op == "constant"), None)
         if self.constant is None or not columns.static:
-            one_input(cell, "a forecast without --static")
+            one_input(cell, "without --static a forecast")
         targets, known = len(columns.targets), len(columns.known) + 2 * len(facts["cycles"])
         features = known + (targets + len(columns.past) if self.settings.horizon else 0)
         features += 0 if self.constant else len(columns.static)
@@ -152,6 +147,10 @@ class Forecast(Recipe):
         self.dropout = torch.nn.Dropout(settings.dropout)
         ahead, beside = (settings.horizon, settings.horizon * known) if self.way == "direct" else (1, 0)
         self.head = torch.nn.Linear(self.recurrent.output_size + beside, ahead * targets * self.kind.size)
+        if self.way == "direct":  # the same for all targets, as in LSTNet (Lai et al., 2018); at first it adds nothing
+            self.linear = torch.nn.Linear(settings.window, settings.horizon)
+            torch.nn.init.zeros_(self.linear.weight)
+            torch.nn.init.zeros_(self.linear.bias)
 
     @property
     def way(self) -> str:
@@ -160,18 +159,14 @@ class Forecast(Recipe):
     def training_batches(self, table: pl.DataFrame) -> Batches:
         chosen = self.settings
         # A simulation has a loss at each of its steps, so that few windows hold them all, in other places each.
-        windows = windows_of(table, self.facts, chosen, stride=1 if chosen.horizon else max(1, chosen.window // 8))
+        windows = windows_of(table, self.facts, chosen, stride=1 if chosen.horizon else max(1, chosen.window // 32))
         return Batches(windows, self.collate, chosen.batch_size, seed=chosen.seed, world=chosen.devices * chosen.nodes)
 
     def examples(self, table: pl.DataFrame) -> Windows:
         return windows_of(table, self.facts, self.settings)
 
     def collate(self, examples: list[Example]) -> Example:
-        """Windows side by side: [steps, B, ...]; the targets behind the end of a shorter one are NaN."""
-        past, future, target, base, offset, static, series, origin = zip(*examples)
-        return Example(torch.stack(past, 1), pad_sequence(list(future)),
-                       pad_sequence(list(target), padding_value=torch.nan), pad_sequence(list(base)),
-                       torch.stack(offset), torch.stack(static), torch.tensor(series), torch.tensor(origin))
+        return side_by_side(examples)
 
     def read_steps(self, x: Tensor, static: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """The output [T, B, H] after each step [T, B, ...], and the last states."""
@@ -197,8 +192,14 @@ class Forecast(Recipe):
         last = self.read_steps(batch.past, batch.static)[0][-1:]
         return self.numbers(torch.cat([last, batch.future.movedim(0, 1).flatten(1)[None]], -1), len(batch.future))
 
+    def start(self, batch: Example) -> Tensor:
+        """What the network adds to, [n, B, Y]: the last season and, if direct, a linear function of the window."""
+        if self.way != "direct":
+            return batch.base
+        return batch.base + self.linear(batch.past[..., :batch.base.shape[-1]].movedim(0, -1)).movedim(-1, 0)
+
     def loss(self, batch: Example) -> tuple[Tensor, int]:
-        truth = batch.target - batch.base
+        truth = batch.target - self.start(batch)
         there = truth.isfinite()
         return self.kind.loss(self(batch)[there], truth[there]).sum(), int(there.sum())
 
@@ -206,7 +207,7 @@ class Forecast(Recipe):
         """Low, middle and high value of each step, standardised: [n, B, Y, 3], or [..., 1] of a mean."""
         if self.way == "recursive":
             return self.paths(batch)
-        return self.kind.interval(self(batch)) + batch.base[..., None]
+        return self.kind.interval(self(batch)) + self.start(batch)[..., None]
 
     def paths(self, batch: Example) -> Tensor:
         """The intervals of a recursive forecast: of paths that go on from what they have drawn."""
@@ -234,11 +235,8 @@ class Forecast(Recipe):
     def forecasts(self, windows: Windows) -> list[np.ndarray]:
         """Of each window the values in their units: [n, Y, 3], or [n, Y, 1]."""
         self.eval()
-        found = []
-        for batch in Batches(windows, self.collate, 256):
-            lengths = [len(windows[len(found) + k].base) for k in range(len(batch.series))]
-            found += [one[:n].double().numpy() for one, n in zip(self.intervals(batch).unbind(1), lengths)]
-        return [in_units(one, self.facts) for one in found]
+        padded = [one for batch in Batches(windows, self.collate, 256) for one in self.intervals(batch).unbind(1)]
+        return [in_units(one[:len(example.base)].double().numpy(), self.facts) for one, example in zip(padded, windows)]
 
     def predict(self, table: pl.DataFrame) -> Iterator[dict]:
         windows = windows_of(table, self.facts, self.settings, beyond=True)
@@ -258,4 +256,5 @@ class Forecast(Recipe):
 
     def picture(self, table: pl.DataFrame):
         windows = windows_of(table, self.facts, self.settings, self.settings.steps)
-        return draw(self.forecasts(windows), windows, self.facts, self.settings.targets[0], self.settings.coverage)
+        return draw(self.forecasts(windows), windows, self.facts, self.settings.targets[0], self.settings.coverage,
+                    simulated=self.way == "simulation")

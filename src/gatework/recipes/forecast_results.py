@@ -55,14 +55,15 @@ def rows_of(said: list[np.ndarray], windows: Windows, targets: Sequence[str]) ->
             yield {"row": "\t".join(format(v, ".6g") if isinstance(v, float) else v for v in row.values()), **row}
 
 
-def draw(said: list[np.ndarray], windows: Windows, facts: dict, name: str, coverage: float):
+def draw(said: list[np.ndarray], windows: Windows, facts: dict, name: str, coverage: float, simulated: bool):
     """A matplotlib Figure of the first target of the first series: what came, and forecasts with intervals."""
     from matplotlib.figure import Figure
 
     steps, (which, start) = windows.ahead, windows.places[0]
     shown = [k for k, (of, _) in enumerate(windows.places) if of == which]
     shown = shown[:max(1, SHOWN // steps)]
-    begin, end = max(0, start - steps), windows.places[shown[-1]][1] + len(said[shown[-1]])
+    label = "simulation" if simulated else "forecast"
+    begin, end = max(0, start - min(steps, SHOWN // 6)), windows.places[shown[-1]][1] + len(said[shown[-1]])
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axes = figure.add_subplot(ylabel=name, title=windows.series[which].name)
     truth = in_units(windows.series[which].targets[..., None], facts)[begin:end, 0, 0]
@@ -70,7 +71,7 @@ def draw(said: list[np.ndarray], windows: Windows, facts: dict, name: str, cover
     for k in shown:
         origin, values = windows.places[k][1], said[k][:, 0]
         x, first = range(origin, origin + len(values)), k == shown[0]
-        axes.plot(x, values[:, values.shape[1] // 2], color="C0", lw=1.5, label="forecast" if first else None)
+        axes.plot(x, values[:, values.shape[1] // 2], color="C0", lw=1.5, label=label if first else None)
         if values.shape[1] > 1:
             axes.fill_between(x, values[:, 0], values[:, 2], color="C0", alpha=0.25, lw=0,
                               label=f"{coverage:.0%} interval" if first else None)

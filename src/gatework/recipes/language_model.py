@@ -26,6 +26,7 @@ from gatework.recipes.reading import Role, Splits
 from gatework.recipes.recipe import Recipe, one_input
 from gatework.recipes.running_text import Text
 from gatework.recipes.settings import number
+from gatework.recipes.surprises import surprises
 from gatework.recipes.token_streams import IGNORED, Chunks, TextTokenizer, pieces
 
 COUNTED = 2**24  # tokens up to which n-grams of a text are counted, about 10 GB of memory at most
@@ -96,7 +97,9 @@ class LanguageModel(Recipe):
         self.tokens = TextTokenizer(facts["tokenizer"], settings.tokens)
         width = settings.embedding
         self.embedding = torch.nn.Embedding(self.tokens.size, width)
-        torch.nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # small enough for a softmax that shares it
+        if settings.tied or settings.optimizer == "sgd":
+            # Small enough for a softmax that shares it, and what Zaremba et al. began with. AdamW learns faster from 1.
+            torch.nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         try:
             self.recurrent = Recurrent(cell, width, settings.hidden, settings.layers, proj_size=settings.projection,
                                        dropout=settings.dropout if settings.layers > 1 else 0.0,
@@ -195,20 +198,25 @@ class LanguageModel(Recipe):
 
     def answers(self, batch: Tensor) -> list[dict]:
         bits = nats(self(batch[:-1].clamp(min=0))[0], batch[1:]).sum(0) / math.log(2)
-        counts = (batch[1:] != IGNORED).sum(0)
-        return [{"perplexity": 2 ** (b / n), "bits": b, "tokens": n} for b, n in zip(bits.tolist(), counts.tolist())]
+        counts, unknown = (batch[1:] != IGNORED).sum(0), (batch[1:] == vocabulary.UNKNOWN).sum(0)
+        return [{"perplexity": 2 ** (b / n), "bits": b, "tokens": n, "unknown": u}
+                for b, n, u in zip(bits.tolist(), counts.tolist(), unknown.tolist())]
 
     @torch.no_grad()
     def generate(self, prompt: str, length: int = 400, temperature: float = 0.8, seed: int = 0) -> str:
         """The prompt, continued by `length` tokens: drawn from the model's distribution with its logits divided by the
-        temperature, or the likeliest ones at temperature 0. Never the unknown one."""
-        ids = self.tokens.encode([prompt])
-        if not ids or length < 1 or not 0 <= temperature < math.inf:
-            raise RecipeError(f"generating needs a prompt of at least one of the {self.tokens.unit}, a length of at "
-                              f"least 1 and a temperature of at least 0; given were {prompt!r}, {length} and "
-                              f"{temperature}")
+        temperature, or the likeliest ones at temperature 0. Never the unknown one. A blank prompt begins a line."""
+        if length < 1:
+            raise RecipeError(f"--length must be a whole number of at least 1; {length} was given")
+        if not 0 <= temperature < math.inf:
+            raise RecipeError(f"--temperature must be a number of at least 0; {temperature} was given")
+        if unknown := self.tokens.unknown(prompt):
+            instead = f", or write {vocabulary.SPECIAL[vocabulary.UNKNOWN]} for it" * self.tokens.ends_are_tokens
+            raise RecipeError(f"the model did not learn {', '.join(map(repr, unknown))}, not in its text or too rare "
+                              f"there; leave it out of --prompt{instead}")
         self.eval()
-        generator, read, state, written = torch.Generator().manual_seed(seed), ids, None, []
+        generator, state, written = torch.Generator().manual_seed(seed), None, []
+        read = self.tokens.encode(prompt.splitlines(keepends=True)) or self.tokens.encode(["\n"])
         for _ in range(length):
             logits, state = self(torch.tensor(read)[:, None], state)
             logits = logits[-1, 0].double()
@@ -218,30 +226,14 @@ class LanguageModel(Recipe):
             read = [int(best)]
             written += read
         text = self.tokens.decode(written)
-        return prompt + (text.removeprefix(" ") if self.tokens.ends_are_tokens and prompt[-1].isspace() else text)
+        return prompt + (text.removeprefix(" ") if self.tokens.ends_are_tokens and not prompt[-1:].strip() else text)
 
     @torch.no_grad()
-    def picture(self, table: Text, columns: int = 80, rows: int = 16):
+    def picture(self, table: Text):
         """The beginning of a text, each token the darker the more it surprised the model."""
-        from matplotlib.figure import Figure
-
-        begin = torch.from_numpy(self.ids(table)[:columns * rows].astype(np.int64))
-        bits = nats(self(begin[:-1, None])[0], begin[1:, None])[:, 0] / math.log(2)
-        cells, row, column = np.full((rows, columns), math.nan), 0, 0
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        axes = figure.add_subplot(xticks=[], yticks=[], title="how much each token surprised the model")
-        for sign, b in ((sign, b) for k, b in zip(begin[1:].tolist(), bits) for sign in self.tokens.decode([k])):
-            if sign == "\n" or column == columns:
-                row, column = row + 1, 0
-            if row == rows:
-                break
-            if sign != "\n":
-                cells[row, column] = b
-                axes.text(column, row, sign, ha="center", va="center", family="monospace", fontsize=8)
-                column += 1
-        shown = axes.imshow(cells, cmap="OrRd", vmin=0, vmax=10, alpha=0.7, aspect="auto")
-        figure.colorbar(shown, label="bits", extend="max")
-        return figure
+        ids = torch.from_numpy(self.ids(table)[:2000].astype(np.int64))
+        bits = nats(self(ids[:-1, None])[0], ids[1:, None])[:, 0] / math.log(2)
+        return surprises([(self.tokens.decode([k]), b) for k, b in zip(ids[1:].tolist(), bits.tolist())])
 
 
 def nats(logits: Tensor, targets: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import distributed
 
 from ..compiler import trace
 from ..compiler.text import to_json
-from . import RecipeError, model_folder
+from . import RECIPES, RecipeError, model_folder
 from .checkpoints import BEST, CHECKPOINT, BestWeights, Checkpoints, WholeCheckpoints, checkpoint_to_resume
 from .find import find_recipe
 from .find_cell import find_cell
@@ -164,8 +164,10 @@ def tensorboard_logger(out: Path):
 
 
 def chosen(settings: Settings) -> dict:
-    """What must be the same for a run to go on; where it runs may change."""
-    return {k: v for k, v in asdict(settings).items() if k not in ("devices", "nodes")}
+    """What must be the same for a run to go on. Which machines its processes are on may change, not their number: with
+    another one, batches would have another size, and the place in the epoch would be another."""
+    same = {k: v for k, v in asdict(settings).items() if k not in ("devices", "nodes")}
+    return same | {"number_of_processes": settings.devices * settings.nodes}
 
 
 def digest(source: str | Path) -> str:
@@ -196,6 +198,10 @@ def load(folder: Path, recipe: type[Recipe] | None = None) -> Recipe:
     Raises ModelFolderError, naming the file, for anything that is not a model of the recipe.
     """
     description, tensors = model_folder.describe(folder), model_folder.tensors(folder)
+    if recipe is None and description.recipe not in RECIPES:
+        raise model_folder.ModelFolderError(
+            f"{folder} cannot be used like this: gatework has no recipe {description.recipe!r}. If the class is yours, "
+            "use the model from Python: gatework.recipes.run.load(folder, YourRecipe)")
     try:
         recipe = recipe or find_recipe(description.recipe)
         given = {f.name: description.settings[f.name] for f in fields(recipe.Settings)}
@@ -234,7 +240,10 @@ def predict(folder: Path, files: Iterable[Path]) -> Iterator[dict]:
 def predict_lines(folder: Path, lines: Iterable[str]) -> Iterator[dict]:
     """What a saved model says of each line, as soon as it is there."""
     model = load(folder)
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
+        if any("\udc80" <= character <= "\udcff" for character in line):  # so Python reads bytes that are not UTF-8
+            raise RecipeError(f"line {number} of standard input is not UTF-8; if it is Latin-1, convert it with: iconv "
+                              "-f latin1 -t utf-8")
         yield from model.predict(model.read_line(line.rstrip("\r\n"), model.settings))
 
 

@@ -8,7 +8,6 @@ in all else. A character is known by itself, its neighbours and the word it is p
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,20 +18,20 @@ import polars as pl
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from gatework.compiler import Cell
 from gatework.compiler.roles import keeping_gates
 from gatework.nn import Recurrent
 from gatework.recipes import RecipeError, settings
-from gatework.recipes.accents import with_marks, without_marks
+from gatework.recipes.accents import name_of, with_marks, without_marks
 from gatework.recipes.baselines.tag import most_frequent
 from gatework.recipes.batches import pad
-from gatework.recipes.reading import Draw, Role, Splits, check_known, read, read_lines, read_table
-from gatework.recipes.reading.files import files_of_splits
-from gatework.recipes.reading.tagged import SUFFIXES, read_tagged
+from gatework.recipes.confusion import draw_confusion
+from gatework.recipes.reading import Role, Splits, check_known, read, read_lines, read_table
+from gatework.recipes.reading.tagged import read_tagged, read_tagged_splits
 from gatework.recipes.recipe import Recipe, one_input
 from gatework.recipes.settings import number
+from gatework.recipes.token_features import features, words
 
 TEXT = (Role("text", str, ("sentence", "content")),)
 PADDING, UNKNOWN, NO_LABEL = 0, 1, -100  # -100 is what cross_entropy leaves out
@@ -53,10 +52,10 @@ class Settings(settings.Settings):
     """Step size of AdamW at the start; it falls to zero along a cosine."""
     embedding: int = number(64, least=1)
     """Numbers by which a word or a character is described."""
-    word_dropout: float = number(0.05, least=0, below=1)
-    """Probability of reading a word as unknown but for its letters, while training."""
+    word_dropout: float = number(0.1, least=0, below=1)
+    """Probability of reading a word as unknown but for its letters, while training: so new words are learned."""
     min_count: int = number(2, least=1)
-    """Words, letters of words, and characters that are rarer in the training data are unknown."""
+    """Words, letters of words, and characters that fewer training sentences have are unknown."""
 
 
 class Tag(Recipe):
@@ -68,26 +67,19 @@ class Tag(Recipe):
     def read(cls, source: str, settings: Settings) -> Splits:
         if settings.task == "accents":
             return read(source, TEXT, settings.columns, seed=settings.seed)
-        files = files_of_splits(source, SUFFIXES)
-        tables = {split: read_tagged(file, settings.columns) for split, file in files.items()}
-        if "valid" not in tables:
-            drawn = pl.Series(Draw(settings.seed)(len(tables["train"])))  # one of each ten sentences
-            if not drawn.any():
-                raise RecipeError(f"{files['train']} has {len(drawn)} sentences, of which none is left to validate; "
-                                  "give more, or a folder with train and valid files")
-            tables |= {"train": tables["train"].filter(~drawn), "valid": tables["train"].filter(drawn)}
-        check_known(tables["valid"]["labels"].explode(), tables["train"]["labels"].explode().unique().sort(), "label",
-                    files.get("valid", files["train"]))
-        return Splits(tables["train"], tables["valid"], tables.get("test"), {s: str(f) for s, f in files.items()})
+        return read_tagged_splits(source, settings.columns, settings.seed)
 
     @classmethod
     def read_part(cls, file: Path, settings: Settings) -> pl.DataFrame:
-        accents = settings.task == "accents"
-        return read_table(file, TEXT, settings.columns) if accents else read_tagged(file, settings.columns)
+        if settings.task == "accents":
+            return read_table(file, TEXT, settings.columns)
+        return read_tagged(file, settings.columns)
 
     @classmethod
     def read_inputs(cls, file: Path, settings: Settings) -> pl.DataFrame:
-        """A sentence on each line; for the task "columns" its words between spaces."""
+        """A sentence on each line; for the task "columns" its words between spaces, if it is no file of columns."""
+        if settings.task == "columns" and not file.name.lower().removesuffix(".gz").endswith(".txt"):
+            return read_tagged(file, settings.columns, labelled=False)
         return table_of(read_lines(file), settings.task)
 
     @classmethod
@@ -98,7 +90,7 @@ class Tag(Recipe):
     def facts_of(cls, train: pl.DataFrame, settings: Settings) -> dict:
         seen, labels = Counter(), set()
         for tokens, given in tagged(train):
-            seen.update(feature for of_token in features(tokens, settings.task) for feature in of_token)
+            seen.update({feature for of_token in features(tokens, settings.task) for feature in of_token})
             labels.update(given)
         if len(labels) < 2:
             raise RecipeError(f"every {'character' if settings.task == 'accents' else 'word'} has the label "
@@ -132,8 +124,9 @@ class Tag(Recipe):
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """The logits [T, B, labels] of rows [T, B, features]."""
         if self.training:
-            dropped = torch.rand(ids.shape[:2]) < self.settings.word_dropout
-            ids = torch.cat([ids[..., :1].masked_fill(dropped[..., None], UNKNOWN), ids[..., 1:]], 2)
+            # A word is dropped wherever it stands in the batch, or its other characters would tell it.
+            dropped = torch.rand(self.embedding.num_embeddings) < self.settings.word_dropout
+            ids = torch.cat([ids[..., :1].masked_fill(dropped[ids[..., :1]], UNKNOWN), ids[..., 1:]], 2)
         output, _ = self.recurrent(self.dropout(self.embedding(ids).sum(2)), lengths=lengths)
         return self.classes(self.dropout(output))
 
@@ -163,10 +156,14 @@ class Tag(Recipe):
         return found
 
     def figures(self, table: pl.DataFrame) -> dict[str, float]:
-        truth = list(tagged(table))
+        truth, answers = self.answered(table)
+        return scores([answer["labels"] for answer in answers], truth, self.settings.task)
+
+    def answered(self, table: pl.DataFrame) -> tuple[list, list[dict]]:
+        """The tokens of each row with their true labels, and what the model says of it."""
         if self.settings.task == "columns":
             check_known(table["labels"].explode(), self.facts["labels"], "label", "this data")
-        return scores([row["labels"] for row in self.predict(table)], truth, self.settings.task)
+        return list(tagged(table)), list(self.predict(table))
 
     @classmethod
     def baselines(cls, train: pl.DataFrame, held_out: pl.DataFrame, settings: Settings) -> dict[str, dict[str, float]]:
@@ -179,33 +176,30 @@ class Tag(Recipe):
         """Which of the most frequent labels is taken for which; a sentence, and how sure the model is of each token."""
         from matplotlib.figure import Figure
 
-        table = table.head(2000)
-        truth, answers = list(tagged(table)), list(self.predict(table))
-        counts = Counter(label for _, labels in truth for label in labels)
-        shown = [label for label, _ in counts.most_common(12) if label in self.label_ids]
-        pairs = [(shown.index(b), shown.index(a)) for (_, labels), answer in zip(truth, answers)
-                 for a, b in zip(labels, answer["labels"]) if a in shown and b in shown]
-        matrix = multiclass_confusion_matrix(*torch.tensor(pairs).T, len(shown))
-        figure = Figure(figsize=(12, 5), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.8))
-        left.imshow((matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy(), cmap="Blues")
-        names = [" ".join(f"\N{DOTTED CIRCLE}{mark}" for mark in label) or "none" if self.settings.task == "accents"
-                 else label for label in shown]
-        left.set_xticks(range(len(shown)), names, rotation=90 if max(map(len, names)) > 4 else 0)
-        left.set_yticks(range(len(shown)), names)
-        left.set(xlabel="said", ylabel="true", title="held-out labels (colour: share of the row)")
-        for i, j in matrix.nonzero().tolist():
-            left.text(j, i, int(matrix[i, j]), ha="center", va="center", fontsize=7,
-                      color="white" if matrix[i, j] > matrix[i].sum() / 2 else "black")
-        mistakes = [k for k, ((_, given), answer) in enumerate(zip(truth, answers)) if given != answer["labels"]]
-        k = min(mistakes or range(len(truth)), key=lambda k: abs(len(truth[k][0]) - 40))
-        (tokens, labels), answer = truth[k], answers[k]
-        good = [a == b for a, b in zip(labels, answer["labels"])]
-        signs = [with_marks([t], [x]) if self.settings.task == "accents" else f"{t} {x}"
-                 for t, x in zip(tokens, answer["labels"])]
-        right.bar(range(len(tokens)), answer["probabilities"], color=["tab:blue" if ok else "tab:red" for ok in good])
-        right.set_xticks(range(len(tokens)), signs, rotation=0 if self.settings.task == "accents" else 90)
-        right.set(ylabel="probability of what was said", title="a held-out sentence as the model reads it (red: wrong)")
+        accents = self.settings.task == "accents"
+        truth, answers = self.answered(table.head(2000))
+        true, said = ([label for labels in rows for label in labels]
+                      for rows in ((labels for _, labels in truth), (answer["labels"] for answer in answers)))
+        shown = [label for label, _ in Counter(true).most_common(12)]
+        pairs = [(shown.index(a), shown.index(b)) for a, b in zip(said, true) if a in shown and b in shown]
+        figure = Figure(figsize=(12, 4.5), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1, 2))
+        draw_confusion(left, *torch.tensor(pairs, dtype=torch.long).view(-1, 2).T,
+                       [name_of(label) if accents else label for label in shown])
+        mistakes = [k for k, ((_, labels), answer) in enumerate(zip(truth, answers)) if labels != answer["labels"]]
+        at = min(mistakes or range(len(truth)), key=lambda k: abs(len(truth[k][0]) - (50 if accents else 12)))
+        (tokens, labels), answer = truth[at], answers[at]
+        for k, (token, label, given, sure) in enumerate(zip(tokens, labels, answer["labels"], answer["probabilities"])):
+            right.bar(k, sure, color="tab:blue" if given == label else "tab:red")
+            if given != label:
+                right.text(k, sure + 0.02, with_marks([token], [label]) if accents else label, ha="center",
+                           color="tab:red")
+        signs = [with_marks([token], [label]) if accents else f"{token}  {label}"
+                 for token, label in zip(tokens, answer["labels"])]
+        right.set_xticks(range(len(tokens)), signs, rotation=0 if accents else 90)
+        right.tick_params(axis="x", length=0)
+        right.set(ylim=(0, 1.1), ylabel="probability of what was said",
+                  title="a held-out sentence as the model reads it; red: wrong, and what is right")
         return figure
 
 
@@ -223,35 +217,6 @@ def tokens_and_labels(row: dict) -> tuple[Sequence[str], Sequence[str] | None]:
 
 def tagged(table: pl.DataFrame) -> Iterable[tuple[Sequence[str], Sequence[str]]]:
     return map(tokens_and_labels, table.iter_rows(named=True))
-
-
-def words(tokens: Sequence[str], task: str) -> list[slice]:
-    """Where the words are: runs of letters and digits among characters; else each token is one."""
-    if task == "columns":
-        return [slice(k, k + 1) for k in range(len(tokens))]
-    return [slice(*m.span()) for m in re.finditer(r"\w+", tokens)]
-
-
-def features(tokens: Sequence[str], task: str) -> list[list[str]]:
-    """By what each token is known: a word by itself, its ends and its shape; a character by its word and itself, alone
-    and between its neighbours.
-
-    >>> features(["Paris2"], "columns")
-    [['Paris2', 'paris2', '^p', '^pa', '^par', '2$', 's2$', 'is2$', 'ris2$', 'shape Xx0']]
-    >>> features("l'ane", "accents")[2]
-    ['word ane', 'a', "'an"]
-    """
-    if task == "columns":
-        return [[token, low, *(f"^{low[:n]}" for n in (1, 2, 3)), *(f"{low[-n:]}$" for n in (1, 2, 3, 4)), shape(token)]
-                for token, low in ((token, token.lower()) for token in tokens)]
-    within = {k: tokens[word] for word in words(tokens, task) for k in range(word.start, word.stop)}
-    padded = f" {tokens} "
-    return [[f"word {within.get(k, token)}", token, padded[k:k + 3]] for k, token in enumerate(tokens)]
-
-
-def shape(token: str) -> str:
-    signs = "".join("X" if c.isupper() else "x" if c.isalpha() else "0" if c.isdigit() else c for c in token)
-    return "shape " + re.sub(r"(.)\1+", r"\1", signs)
 
 
 def scores(said: Sequence[Sequence[str]], truth: Sequence[tuple[Sequence[str], Sequence[str]]],

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, distributed
 
 from . import RecipeError
-from .vocabulary import BEGIN, END, PADDING, UNKNOWN
+from .vocabulary import BEGIN, END, PADDING, SPECIAL, UNKNOWN
 
 IGNORED = -100  # the target that torch's cross_entropy leaves out
 LONGEST = 2**16  # characters that are numbered at once; longer lines are cut, at a space if there is one
@@ -61,6 +61,12 @@ class TextTokenizer:
         if not self.ends_are_tokens:
             return self.tokenizer.decode(ids)
         return "".join("\n" if k == END else " " + self.tokenizer.id_to_token(k) for k in ids).replace("\n ", "\n")
+
+    def unknown(self, text: str) -> list[str]:
+        """What it does not know of a text, but for ends of lines and what is written as unknown among words."""
+        found = self.tokenizer.encode(text)
+        tokens = [text[begin:end] for k, (begin, end) in zip(found.ids, found.offsets) if k == UNKNOWN]
+        return [token for token in dict.fromkeys(tokens) if token not in ("\n", SPECIAL[UNKNOWN])]
 
     def _parts(self, lines: Iterable[str]) -> Iterator[list[int]]:
         held: list[str] = []

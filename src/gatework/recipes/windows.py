@@ -13,11 +13,13 @@ import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from . import RecipeError
 from .reading import Role, check_fits
 
-FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d %H:%M", "%Y/%m/%d")
+FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%+", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%d",
+           "%Y/%m/%d %H:%M", "%Y/%m/%d")  # %+: with a time zone
 CYCLES = {"day": 86_400, "week": 604_800, "year": 31_556_952}  # seconds
 
 
@@ -34,9 +36,13 @@ class Columns:
     def all(self) -> tuple[str, ...]:
         return (*self.targets, *self.past, *self.known, *self.static)
 
-    def roles(self, optional: bool) -> list[Role]:
+    def roles(self, gaps: bool, without_targets: bool = False) -> list[Role]:
         """What to read from a table: these columns, the time if there is one, and what tells several series apart."""
-        numbers = [Role(name, float, ("y", "value") if name == "target" else (), optional) for name in self.all]
+        numbers = [Role(name, float, ("y", "value") if name == "target" else (), option=option, gaps=gaps,
+                        optional=without_targets and option == "--targets",
+                        remedy="Fill it in, or choose --missing previous or interpolate")
+                   for option, names in (("--targets", self.targets), ("--past", self.past), ("--known", self.known),
+                                         ("--static", self.static)) for name in names]
         return [Role("time", str, ("date", "datetime", "timestamp", "month", "year", "day", "ds"), optional=True),
                 Role("series", str, ("id", "series_id", "unique_id", "station", "basin", "gauge"), optional=True),
                 *numbers]
@@ -140,6 +146,20 @@ def parts(table: pl.DataFrame) -> list[pl.DataFrame]:
     return table.partition_by("series", maintain_order=True) if "series" in table.columns else [table]
 
 
+def last_tenth(table: pl.DataFrame, window: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Each series without its last tenth, and the last tenth with the window before it."""
+    series = [(one, max(1, len(one) // 10)) for one in parts(table)]
+    return pl.concat([one.head(-n) for one, n in series]), pl.concat([one.tail(n + window) for one, n in series])
+
+
+def side_by_side(examples: Sequence[Example]) -> Example:
+    """Examples as a batch, [steps, B, ...]; the targets behind the end of a shorter one are NaN."""
+    past, future, target, base, offset, static, series, origin = zip(*examples)
+    return Example(torch.stack(past, 1), pad_sequence(list(future)),
+                   pad_sequence(list(target), padding_value=torch.nan), pad_sequence(list(base)),
+                   torch.stack(offset), torch.stack(static), torch.tensor(series), torch.tensor(origin))
+
+
 def scales_of(table: pl.DataFrame, columns: Columns, season: int, missing: str) -> dict[str, Any]:
     """What must be known of the training table: means, deviations, seasonal differences, and which cycles time has.
 
@@ -234,13 +254,18 @@ def seconds_of(table: pl.DataFrame) -> np.ndarray | None:
 
 
 def check_order(table: pl.DataFrame) -> None:
-    """Raise RecipeError unless times rise, without holes."""
+    """Raise RecipeError unless times, where a table has them, can be read and rise, without holes."""
+    if "time" not in table.columns or len(table) < 3:
+        return
     seconds = seconds_of(table)
     if seconds is None:
-        numbers = table["time"].cast(pl.Float64, strict=False) if "time" in table.columns else pl.Series([0.0])
-        seconds = numbers.to_numpy() if numbers.null_count() == 0 else None
-    if seconds is None or len(seconds) < 3:
-        return
+        numbers = table["time"].cast(pl.Float64, strict=False)
+        if numbers.null_count():
+            strange = table["time"][int(numbers.is_null().arg_max())]
+            raise RecipeError(f"{strange or 'a blank cell'!r} in the column of the time, in row "
+                              f"{numbers.is_null().arg_max() + 1} of a series, cannot be read. Write all times as "
+                              "2024-01-31, 2024-01-31 17:30, 2024-01, or as numbers; or leave the column out")
+        seconds = numbers.to_numpy()
     steps = np.diff(seconds)
     at = int(np.argmin(steps))
     if steps[at] <= 0:

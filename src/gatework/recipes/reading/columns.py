@@ -27,13 +27,17 @@ class Role:
     name: what the column is called in the table that the recipe gets, and after --columns. kind: str, float, int, bool,
     or Path for a file whose path, relative to the folder of the table, stands in the cell. also: names under which such
     a column is found without being told. optional: a table may come without it, and then has no such column; where it
-    has one, cells may be missing and are null.
+    has one, cells may be missing and are null. gaps: cells may be missing, but not the column. option: what names it on
+    the command line, besides --columns. remedy: what to do about blank cells.
     """
 
     name: str
     kind: type
     also: tuple[str, ...] = ()
     optional: bool = False
+    gaps: bool = False
+    option: str = ""
+    remedy: str = "Fill it in or delete the row"
 
 
 def find_columns(source: str, names: Sequence[str], roles: Sequence[Role],
@@ -92,7 +96,7 @@ def _find(source: str, names: Sequence[str], role: Role, wanted: str | None) -> 
     if role.optional:
         return None
     raise RecipeError(f"{source} has no column {role.name!r}{_close(role.name, names)} It has {', '.join(names)}. Say "
-                      f"which is meant, such as {option} {names[0]}")
+                      f"which is meant{f' with {role.option}' if role.option else f', such as {option} {names[0]}'}")
 
 
 def _close(name: str, names: Sequence[str]) -> str:
@@ -142,11 +146,11 @@ class Converter:
     def _convert(self, name: str, role: Role, cells: Sequence[Any] | pl.Series, lines: Sequence[int]) -> pl.Series:
         texts = self._texts(name, cells, lines)
         present = _present(texts, role.kind)
-        if not role.optional and not present.all():
+        if not (role.optional or role.gaps) and not present.all():
             at = present.arg_min()
             given = "is blank" if texts[at] is None or not texts[at].strip() else f"is {texts[at]!r}"
-            self._fail(lines[at], name, f"{given}; {(~present).sum()} of these {len(texts)} rows lack it. Fill it in "
-                       "or delete the row")
+            self._fail(lines[at], name, f"{given}; {(~present).sum()} of these {len(texts)} rows lack it. "
+                       f"{role.remedy}")
         if role.kind in (str, Path):
             values = pl.select(pl.when(present).then(texts)).to_series()
             return (self._paths(name, values, lines) if role.kind is Path else values).alias(name)

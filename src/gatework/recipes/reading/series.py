@@ -4,6 +4,7 @@ Its columns are `series`, `channels` and `label`. `series` holds the numbers as 
 them for each step.
 
     .ts       the format of the UCR and UEA archives: channels between colons, values between commas, the label last
+    .txt      the same lines, without header and label, to predict
     a table   with a column `file`: each row names a table with a column for each channel and a row for each step
               with a column `id`: each row is a step, the rows with the same id are a series
               with neither: each row is a series of one channel, each column but the label a step, blank beyond its end
@@ -32,14 +33,17 @@ def read_series(file: Path, columns: Mapping[str, str], *, labelled: bool) -> pl
     """The series of a file, in its order; the column `label` is there if the file has labels.
 
     Args:
-        file: .ts, .ts.gz or a table.
+        file: .ts, .txt or a table.
         columns: {role: column} where those of a table are not called file, id and label.
         labelled: a file without labels is an error.
 
     Raises RecipeError, naming the line or the row, for missing values, broken lines and series that do not go together.
     """
-    if file.name.lower().removesuffix(".gz").endswith(".ts"):
+    name = file.name.lower().removesuffix(".gz")
+    if name.endswith(".ts"):
         rows = _read_ts(file)
+    elif name.endswith(".txt"):
+        rows = ((series_of_line(line.strip(), f"{file}, line {k}"), None) for k, line in numbered_lines(file))
     else:
         table = read_table(file, ROLES, columns, others=True)
         rows = (_from_files if "file" in table.columns else _from_steps if "id" in table.columns else _from_rows)(
