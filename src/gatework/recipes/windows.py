@@ -245,11 +245,13 @@ def seconds_of(table: pl.DataFrame) -> np.ndarray | None:
     """The times of a series in seconds, or None if there are none, or none that are dates."""
     if "time" not in table.columns:
         return None
-    time = table["time"]
+    time, found = table["time"], pl.Series([None] * len(table), dtype=pl.Int64)
     for texts, form in (*((time, form) for form in FORMATS), (time + "-01", "%Y-%m-%d")):  # the last: months
-        found = texts.str.to_datetime(form, strict=False, time_unit="us")
+        # Rows that were added behind a table write their times in one form, whatever that of the table is.
+        seconds = texts.str.to_datetime(form, strict=False, time_unit="us").dt.epoch("s")
+        found = found.zip_with(found.is_not_null(), seconds)
         if found.null_count() == 0:
-            return found.dt.epoch("s").to_numpy()
+            return found.to_numpy()
     return None
 
 
