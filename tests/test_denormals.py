@@ -37,8 +37,8 @@ def test_fading_gradient_ends_in_zero_and_the_threads_keep_their_own_setting(row
     output, _ = layer(x)
     output[-1].sum().backward()  # fades by more than half in every step
     size = x.grad.abs()
-    # Thirteen steps of 300 would lie here if halving went on below the normal numbers. A few elements do: sums of normal
-    # numbers that cancel to a thousandth.
+    # Thirteen steps of 300 would lie here if halving went on below the normal numbers. A few elements do: sums of
+    # normal numbers that cancel to a thousandth.
     assert ((size > 0) & (size < TINY * 1e-3)).float().mean() < 0.001
     assert (size[0] == 0).all()
     assert (size[-1] > 0).any()
