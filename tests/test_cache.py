@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from examples import Example, assert_close
 
+from examples import Example, assert_close
 from gatework import autograd, cells
+from gatework.backends.batch import Batch
 from gatework.backends.cpu import jit, kernel
-from gatework.backends.cpu.batch import Batch
 from gatework.backends.cpu.target import target
 from gatework.compiler import split, trace
 
@@ -22,14 +22,15 @@ CHILD = """
 import sys
 import numpy as np
 from gatework import cells, trace
-from gatework.backends.cpu import jit, kernel, kernel_for
-from gatework.backends.cpu.batch import Batch
+from gatework.backends.cpu import jit, kernel_for
+from gatework.backends.kernel import Numpy
+from gatework.backends.batch import Batch
 optimise, compiled = jit.optimise, []
 jit.optimise = lambda *a: compiled.append(1) or optimise(*a)
 x, h = np.full((6, 4), 0.5), np.zeros((2, 9))
 w = [np.full(s, 0.1) for s in ((36, 4), (36, 9), (36,), (36,))]
 k = kernel_for(trace(cells.lstm), dict(I=4, H=9), 8)
-(output,), _, _ = k.forward(kernel.Numpy(x), Batch.dense(3, 2), [x], [h, h], w, False, False)
+(output,), _, _ = k.forward(Numpy(x), Batch.dense(3, 2), [x], [h, h], w, False, False)
 print(len(compiled), repr(float(output.sum())))
 """
 

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from examples import CELLS, Example, assert_close, assert_same_bits
 
+from examples import CELLS, Example, assert_close, assert_same_bits
 from gatework import autograd, cells
+from gatework.backends.batch import Batch
 from gatework.backends.cpu import kernel
-from gatework.backends.cpu.batch import Batch
 from gatework.backends.cpu.target import SETTING, _host
 from gatework.compiler import Bias, Constant, H, Input, Matrix, State, Vector, sigmoid, sum, tanh, trace
 
@@ -212,13 +212,14 @@ WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
 import numpy as np
-from gatework.backends.cpu import kernel, kernel_for
-from gatework.backends.cpu.batch import Batch
+from gatework.backends.cpu import kernel_for
+from gatework.backends.kernel import Numpy
+from gatework.backends.batch import Batch
 from gatework import cells, trace
 given = np.load(sys.argv[1])
 parts = [[given[f"{kind}{k}"] for k in range(int(given[kind]))] for kind in ("inputs", "states", "parameters")]
 k = kernel_for(trace(cells.peephole_lstm), dict(I=5, H=19), 8)
-xp, batch, shape = kernel.Numpy(parts[0][0]), Batch.dense(4, 3), parts[0][0].shape
+xp, batch, shape = Numpy(parts[0][0]), Batch.dense(4, 3), parts[0][0].shape
 parts[0] = [x.reshape(12, -1) for x in parts[0]]
 (output,), last, kept = k.forward(xp, batch, *parts, False, True)
 ones = [np.ones_like(a) for a in (output, *last)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from examples import CELLS, Example, assert_same_bits
 
+from examples import CELLS, Example, assert_same_bits
 from gatework import autograd
+from gatework.backends.batch import Batch
 from gatework.backends.cpu import kernel, threads
-from gatework.backends.cpu.batch import Batch
 
 STEPS, INPUT, HIDDEN = 4, 1, 37
 COUNTS = [1, 2, 3]

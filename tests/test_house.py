@@ -32,9 +32,10 @@ ARROWS = {
     "convert": {"compiler", "backends", "autograd", "cells", "nn"},
     "testing": {"compiler", "backends", "autograd", "cells", "nn"},
 }
-TORCH_FREE = ["compiler", "cells", "backends/cpu", "runtime", "__init__.py"]
+TORCH_FREE = ["compiler", "cells", "backends/cpu", "backends/kernel.py", "backends/plan.py", "backends/schedule.py",
+              "backends/batch.py", "backends/products.py", "runtime", "__init__.py"]
 HEAVY = {"torch", "lightning", "torchmetrics", "safetensors", "cyclopts", "rich", "polars",
-         "tokenizers", "sklearn", "matplotlib"}
+         "tokenizers", "sklearn", "matplotlib", "triton"}
 
 
 def name_of(path: Path) -> str:

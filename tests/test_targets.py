@@ -7,8 +7,9 @@ import pytest
 from gatework import cells
 from gatework.backends.cpu import jit
 from gatework.backends.cpu.emit import emit
-from gatework.backends.cpu.plan import plan_backward, plan_forward
+from gatework.backends.cpu.shape import shape
 from gatework.backends.cpu.target import Target
+from gatework.backends.plan import plan_backward, plan_forward
 from gatework.compiler import split, trace
 
 NEON = Target("neon", 128, 32, "neoverse-n1", "")
@@ -28,10 +29,11 @@ def arm():
 def test_loops_become_neon_code_without_calls_into_a_maths_library(cell, size, arm):
     scan = split(trace(cell))
     sizes = dict.fromkeys(scan.cell.sizes, 33)
-    forward = plan_forward(scan, sizes, NEON, size, train=True)
-    backward = plan_backward(scan, sizes, NEON, size, forward)
+    lanes = NEON.lanes(size)
+    forward = plan_forward(scan, sizes, True, lanes)
+    backward = plan_backward(scan, sizes, forward, lanes)
     for loop in (forward.loop, backward.loop):
-        text = arm.emit_assembly(jit.optimise(emit(loop, NEON, size), arm))
+        text = arm.emit_assembly(jit.optimise(emit(shape(loop, NEON, lanes), NEON, size), arm))
         called = {line.split()[1] for line in text.splitlines() if line.strip().startswith("bl\t")}
         assert {name for name in called if not name.startswith("dot_")} <= {"meet", "sched_yield", "memset", "memcpy"}
         assert "v0." in text  # vector registers are in use

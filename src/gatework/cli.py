@@ -184,7 +184,8 @@ def describe(model: Path, /, *, json: bool = False):
 
 
 @app.command
-def show(cell: str, /, *, stage: Literal["equations", "graph", "derivative", "loop", "llvm", "latex"] = "equations"):
+def show(cell: str, /, *,
+         stage: Literal["equations", "graph", "derivative", "loop", "llvm", "gpu", "latex"] = "equations"):
     """Print a cell at one stage of its way from equations to machine code.
 
     Args:
@@ -196,6 +197,8 @@ def show(cell: str, /, *, stage: Literal["equations", "graph", "derivative", "lo
         from .backends.cpu import llvm_text
 
         print(llvm_text(traced))
+    elif stage == "gpu":
+        print(part("backends.gpu", "gpu").triton_text(traced))
     else:
         print(show_stage(traced, stage))
 

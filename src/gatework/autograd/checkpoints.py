@@ -12,8 +12,8 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from ..backends.cpu.batch import Batch
-from ..backends.cpu.kernel import Kernel
+from ..backends.batch import Batch
+from ..backends.kernel import Kernel
 from ..compiler import Cell
 
 # Rows in a stretch, at the least, where the distance is not said: shorter products do not fill the machine.

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..backends import reference
 from ..compiler import Cell
-from .functions import FUSED, eager, narrowed
+from .functions import FUSED, eager, kernel_of, narrowed
 from .registered import registered_scan
 
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("auto", "cpu", "gpu", "reference")
 
 
 def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor],
@@ -37,8 +37,9 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
     checkpoint_every: keep the states of every so many steps only, and compute all else again in the backward pass;
     "auto" chooses. The gradients are the same.
 
-    "auto" takes the fused kernels for float32 and float64 on the CPU, else the reference backend. Raises TypeError
-    where dtypes or devices are mixed, ValueError where a backend was asked for that cannot serve them.
+    "auto" takes the fused kernels for float32 and float64 on the CPU, else the reference backend; "gpu" are Triton's
+    kernels. Raises TypeError where dtypes or devices are mixed, ValueError where a backend was asked for that cannot
+    serve them, ModuleNotFoundError without Triton.
     """
     parameters = [reference.dense(f, p) for f, p in zip(cell.families.values(), parameters, strict=True)]
     device = inputs[0].device.type
@@ -51,13 +52,32 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
                         checkpoint_every=checkpoint_every)
     _check(cell, inputs, states, parameters)
     outputs = outputs or (cell.output,)
+    if backend == "gpu":
+        return _on_gpu(cell, outputs, inputs, states, parameters, reverse, sizes, checkpoint_every)
     if not _fused(inputs[0], backend):
         return narrowed(cell, inputs, sizes, lambda xs, counts: reference.run(
             cell, xs, states, parameters, reverse, outputs, counts))
     if torch.compiler.is_compiling():
         return registered_scan(cell, outputs, inputs, states, parameters, reverse, sizes, checkpoint_every)
     return narrowed(cell, inputs, sizes, lambda xs, counts: eager(
-        cell, outputs, xs, states, parameters, reverse, counts, checkpoint_every))
+        kernel_of(cell, outputs, xs, states, parameters), xs, states, parameters, reverse, counts, checkpoint_every))
+
+
+@torch.compiler.disable
+def _on_gpu(cell: Cell, outputs, inputs, states, parameters, reverse, sizes, checkpoint_every):
+    """Triton's kernels, which are never chosen by themselves, only asked for."""
+    try:
+        from ..backends import gpu
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f'backend="gpu" needs {error.name}; type:  pip install "gatework[gpu]"',
+                                  name=error.name) from error
+    gpu.check(inputs[0])
+    if torch._C._are_functorch_transforms_active():
+        raise ValueError('backend="gpu" cannot be transformed by torch.func (vmap, grad, jvp, ...); use '
+                         'backend="reference"')
+    return narrowed(cell, inputs, sizes, lambda xs, counts: eager(
+        kernel_of(cell, outputs, xs, states, parameters, on_gpu=True), xs, states, parameters, reverse, counts,
+        checkpoint_every))
 
 
 def _fused(like: Tensor, backend: str) -> bool:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backends import reference
-from ..backends.cpu.batch import Batch
-from ..backends.cpu.kernel import Kernel, kernel_for
+from ..backends import cpu, reference
+from ..backends.batch import Batch
 from ..backends.cpu.target import Target, target
+from ..backends.kernel import Kernel
 from ..compiler import Cell
 from . import checkpoints
 
@@ -26,16 +26,16 @@ class Torch:
     threads = staticmethod(torch.get_num_threads)
 
     def __init__(self, like: Tensor):
-        self.dtype = like.dtype
+        self.dtype, self.device = like.dtype, like.device
 
     def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=self.dtype)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def ones(self, *shape: int) -> Tensor:
-        return torch.ones(shape, dtype=self.dtype)
+        return torch.ones(shape, dtype=self.dtype, device=self.device)
 
     @staticmethod
     def copy(a: Tensor) -> Tensor:
@@ -49,12 +49,11 @@ class Torch:
     def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
         out.addmm_(a, b)
 
-    @staticmethod
-    def take(a: Tensor, rows: np.ndarray) -> Tensor:
-        return a.index_select(0, torch.from_numpy(rows))
+    def take(self, a: Tensor, rows: np.ndarray) -> Tensor:
+        return a.index_select(0, torch.from_numpy(rows).to(self.device))
 
     def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
-        return self.zeros(count, a.shape[1]).index_add_(0, torch.from_numpy(rows), a)
+        return self.zeros(count, a.shape[1]).index_add_(0, torch.from_numpy(rows).to(self.device), a)
 
     @staticmethod
     def address(a: Tensor) -> int:
@@ -84,23 +83,25 @@ def flat(cell: Cell, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [x if x.dim() == 2 else x.reshape(-1, x.shape[2]) for x in inputs]
 
 
-def eager(cell: Cell, outputs, inputs, states, parameters, reverse, counts, checkpoint_every):
+def eager(kernel: Kernel, inputs, states, parameters, reverse, counts, checkpoint_every):
+    cell, handed_out = kernel.cell, len(kernel.scan.outputs)
     batch = batch_of(inputs[0], len(states[0]), counts)
     tensors = (*flat(cell, inputs), *states, *parameters)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         every = checkpoints.distance(batch.steps, batch.rows, checkpoint_every)
-        made = (_Scan.apply(cell, outputs, batch, reverse, *tensors) if every >= batch.steps else
-                _Checkpointed.apply(cell, outputs, batch, reverse, every, *tensors))
-        handed, last = made[:len(outputs)], list(made[len(outputs):])
+        made = (_Scan.apply(kernel, batch, reverse, *tensors) if every >= batch.steps else
+                _Checkpointed.apply(kernel, batch, reverse, every, *tensors))
+        handed, last = made[:handed_out], list(made[handed_out:])
     else:
-        parts = parts_of(cell, tensors)
-        handed, last, _ = kernel_of(cell, outputs, *parts).forward(Torch(tensors[0]), batch, *parts, reverse, False)
+        handed, last, _ = kernel.forward(Torch(tensors[0]), batch, *parts_of(cell, tensors), reverse, False)
     shape = inputs[0].shape[:2] if counts is None else (batch.total,)
     return [y.view(*shape, y.shape[1]) for y in handed], last
 
 
-def kernel_of(cell: Cell, outputs: tuple[str, ...], inputs, states, parameters) -> Kernel:
-    return kernel_of_shapes(cell, outputs, tuple(shapes_of(inputs, states, parameters)), inputs[0].dtype, target())
+def kernel_of(cell: Cell, outputs: tuple[str, ...], inputs, states, parameters, on_gpu: bool = False) -> Kernel:
+    """The kernel for tensors of these shapes and of this dtype, for the CPU or as Triton makes them."""
+    return kernel_of_shapes(cell, outputs, tuple(shapes_of(inputs, states, parameters)), inputs[0].dtype,
+                            None if on_gpu or inputs[0].is_cuda else target())
 
 
 def shapes_of(inputs, states, parameters) -> list[int]:
@@ -110,7 +111,8 @@ def shapes_of(inputs, states, parameters) -> list[int]:
 
 @cache
 def kernel_of_shapes(cell: Cell, outputs: tuple[str, ...], shapes: tuple[int, ...], dtype: torch.dtype,
-                     _: Target) -> Kernel:
+                     machine: Target | None) -> Kernel:
+    """The same from the features of every tensor; `machine` is the CPU, or None for a GPU."""
     left = iter(shapes)
     sizes = {}
     for e in (*cell.inputs.values(), *cell.states.values()):
@@ -119,7 +121,11 @@ def kernel_of_shapes(cell: Cell, outputs: tuple[str, ...], shapes: tuple[int, ..
         sizes[family.rows] = next(left) // len(family.gates)
         if family.columns:
             sizes[family.columns] = next(left)
-    return kernel_for(cell, sizes, FUSED[dtype], outputs)
+    if machine is None:
+        from ..backends import gpu  # only here: Triton is an extra
+
+        return gpu.kernel_for(cell, sizes, dtype, outputs)
+    return cpu.kernel_for(cell, sizes, FUSED[dtype], outputs)
 
 
 def parts_of(cell: Cell, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -132,34 +138,32 @@ class _Scan(torch.autograd.Function):
     """A whole sequence, with all that its derivative needs."""
 
     @staticmethod
-    def forward(ctx, cell: Cell, outputs: tuple[str, ...], batch: Batch, reverse: bool, *tensors: Tensor):
-        parts = parts_of(cell, tensors)
-        handed, last, kept = kernel_of(cell, outputs, *parts).forward(Torch(tensors[0]), batch, *parts, reverse, True)
-        ctx.of = cell, outputs, batch, reverse
+    def forward(ctx, kernel: Kernel, batch: Batch, reverse: bool, *tensors: Tensor):
+        handed, last, kept = kernel.forward(Torch(tensors[0]), batch, *parts_of(kernel.cell, tensors), reverse, True)
+        ctx.of = kernel, batch, reverse
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *handed, *kept)
         return *handed, *last
 
     @staticmethod
     def backward(ctx, *gradients):
-        cell, outputs, batch, reverse = ctx.of
-        count = len(ctx.needs_input_grad) - 4
-        needs, saved = ctx.needs_input_grad[4:], ctx.saved_tensors
-        tensors, handed, kept = saved[:count], saved[count:count + len(outputs)], saved[count + len(outputs):]
+        kernel, batch, reverse = ctx.of
+        needs, saved, outputs = ctx.needs_input_grad[3:], ctx.saved_tensors, len(kernel.scan.outputs)
+        count = len(needs)
+        tensors, handed, kept = saved[:count], saved[count:count + outputs], saved[count + outputs:]
         if torch.is_grad_enabled():
-            return *[None] * 4, *_differentiable(cell, outputs, batch, reverse, tensors, gradients, needs)
+            return *[None] * 3, *_differentiable(kernel, batch, reverse, tensors, gradients, needs)
         if torch._C._autograd._get_current_graph_task_keep_graph():
             kept = [k.clone() for k in kept]  # another backward pass may follow, and this one writes over them
-        parts = parts_of(cell, tensors)
-        made = kernel_of(cell, outputs, *parts).backward(
-            Torch(tensors[0]), batch, gradients[:len(outputs)], gradients[len(outputs):], *parts, handed, kept, reverse,
-            needs)
-        return *[None] * 4, *made
+        made = kernel.backward(Torch(tensors[0]), batch, gradients[:outputs], gradients[outputs:],
+                               *parts_of(kernel.cell, tensors), handed, kept, reverse, needs)
+        return *[None] * 3, *made
 
 
-def _differentiable(cell: Cell, outputs, batch: Batch, reverse, tensors, gradients, needs) -> list[Tensor | None]:
+def _differentiable(kernel: Kernel, batch: Batch, reverse, tensors, gradients, needs) -> list[Tensor | None]:
     """The gradients as functions that can be differentiated again: by the reference backend, from the start."""
-    handed, last = reference.run(cell, *parts_of(cell, tensors), reverse, outputs, batch.sizes.tolist())
+    handed, last = reference.run(kernel.cell, *parts_of(kernel.cell, tensors), reverse, kernel.scan.outputs,
+                                 batch.sizes.tolist())
     given = [(y, d) for y, d in zip((*handed, *last), gradients) if d is not None and y.requires_grad]
     wanted = [t for t, need in zip(tensors, needs) if need]
     made = iter(torch.autograd.grad([y for y, _ in given], wanted, [d for _, d in given], create_graph=True,
@@ -171,23 +175,21 @@ class _Checkpointed(torch.autograd.Function):
     """A whole sequence of which only the states at the checkpoints are kept."""
 
     @staticmethod
-    def forward(ctx, cell: Cell, outputs: tuple[str, ...], batch: Batch, reverse: bool, every: int, *tensors: Tensor):
-        parts = parts_of(cell, tensors)
-        handed, last, starts = checkpoints.forward(kernel_of(cell, outputs, *parts), Torch(tensors[0]), batch, every,
-                                                   *parts, reverse)
-        ctx.of = cell, outputs, batch, reverse, every
+    def forward(ctx, kernel: Kernel, batch: Batch, reverse: bool, every: int, *tensors: Tensor):
+        handed, last, starts = checkpoints.forward(kernel, Torch(tensors[0]), batch, every,
+                                                   *parts_of(kernel.cell, tensors), reverse)
+        ctx.of = kernel, batch, reverse, every
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *starts)
         return *handed, *last
 
     @staticmethod
     def backward(ctx, *gradients):
-        cell, outputs, batch, reverse, every = ctx.of
-        count = len(ctx.needs_input_grad) - 5
-        needs, tensors, starts = ctx.needs_input_grad[5:], ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        kernel, batch, reverse, every = ctx.of
+        needs, outputs = ctx.needs_input_grad[4:], len(kernel.scan.outputs)
+        tensors, starts = ctx.saved_tensors[:len(needs)], ctx.saved_tensors[len(needs):]
         if torch.is_grad_enabled():
-            return *[None] * 5, *_differentiable(cell, outputs, batch, reverse, tensors, gradients, needs)
-        parts = parts_of(cell, tensors)
-        return *[None] * 5, *checkpoints.backward(
-            kernel_of(cell, outputs, *parts), Torch(tensors[0]), batch, every, gradients[:len(outputs)],
-            gradients[len(outputs):], *parts, starts, reverse, needs)
+            return *[None] * 4, *_differentiable(kernel, batch, reverse, tensors, gradients, needs)
+        return *[None] * 4, *checkpoints.backward(
+            kernel, Torch(tensors[0]), batch, every, gradients[:outputs], gradients[outputs:],
+            *parts_of(kernel.cell, tensors), starts, reverse, needs)

@@ -12,6 +12,8 @@ from __future__ import annotations
 from functools import partial
 
 from ...compiler.expr import Expr, number
+from ..plan import Place
+from ..schedule import is_invariant
 from .ir import Function, Module
 from .maths import OPERATIONS
 from .panels import (
@@ -25,13 +27,12 @@ from .panels import (
     write_inner_products,
     write_packing,
 )
-from .plan import Loop, Panel, Pass, Place
-from .schedule import is_invariant
+from .shape import Panel, Shaped, Tiled
 from .target import Target
 from .threads import MEETING, SIGNATURE
 
 
-def emit(loop: Loop, target: Target, size: int) -> str:
+def emit(loop: Shaped, target: Target, size: int) -> str:
     """The IR of a loop: `run` and `pack_<panel>`, both with the arguments of `threads.SIGNATURE`.
 
     `run` takes some rows, or all rows and a share of the units: then the members of a team wait for each other after
@@ -48,23 +49,23 @@ def emit(loop: Loop, target: Target, size: int) -> str:
     return module.text()
 
 
-def splits_units(loop: Loop, lanes: int) -> bool:
+def splits_units(loop: Shaped, lanes: int) -> bool:
     """Whether threads may share the units of a stage: not where they would add up one sum together."""
     return all(s.stage.dims and not s.stage.sums and block_count(s, lanes) > 1 for s in loop.passes)
 
 
-def tile_values(loop: Loop, lanes: int) -> int:
+def tile_values(loop: Shaped, lanes: int) -> int:
     return max((_tile_blocks(s) * s.rows * len(s.stage.products) * s.vectors * lanes for s in loop.passes), default=0)
 
 
-def _tile_blocks(step: Pass) -> int:
+def _tile_blocks(step: Tiled) -> int:
     return max([1, *step.wide.values()])
 
 
 class _Kernel:
     """Writes `run`: turns, stages, tiles, and the element-wise program at the end of each tile."""
 
-    def __init__(self, module: Module, loop: Loop):
+    def __init__(self, module: Module, loop: Shaped):
         self.m, self.loop = module, loop
         self.f = Function(module, "run", SIGNATURE, internal=False)
         self.invariant: dict[Expr, bool] = {}
@@ -152,7 +153,7 @@ class _Kernel:
             if key not in self.address:
                 self.address[key] = self._address(place)
 
-    def _read_by(self, step: Pass) -> list[Expr]:
+    def _read_by(self, step: Tiled) -> list[Expr]:
         """What a stage reads from memory, element by element."""
         found = [a for e in step.stage.nodes if e.op not in ("contract", "sum") for a in e.args]
         found += [e.args[0] for e in step.stage.sums] + [e for e, _ in step.stores]
@@ -188,7 +189,7 @@ class _Kernel:
 
     # ---- stages
 
-    def _tiling(self, step: Pass) -> tuple[str, str, str]:
+    def _tiling(self, step: Tiled) -> tuple[str, str, str]:
         """(rows in a tile, tiles with one row more, blocks at once): tiles differ by one row at the most."""
         f = self.f
         if not step.panels:
@@ -200,14 +201,14 @@ class _Kernel:
             blocks = f.value(f"select i1 {few}, i64 {wide}, i64 {blocks}")
         return f.integer("sdiv", self.rows, tiles), f.integer("srem", self.rows, tiles), blocks
 
-    def _share(self, step: Pass) -> tuple[str, str]:
+    def _share(self, step: Tiled) -> tuple[str, str]:
         """The blocks of a stage that this member of the team computes: first, end."""
         f, total = self.f, block_count(step, self.m.lanes)
         begin = f.integer("sdiv", f.integer("mul", "%me", total), "%all")
         end = f.integer("sdiv", f.integer("mul", f.integer("add", "%me", 1), total), "%all")
         return begin, end
 
-    def _stage(self, step: Pass, tiling: tuple[str, str, str], share: tuple[str, str]) -> None:
+    def _stage(self, step: Tiled, tiling: tuple[str, str, str], share: tuple[str, str]) -> None:
         f = self.f
         for e in step.stage.sums:
             with f.loop("0", self.rows) as row:
@@ -241,7 +242,7 @@ class _Kernel:
                 f.line(f"store i64 {f.integer('add', row, rows)}, ptr {first}")
             f.line(f"store i64 {f.integer('add', now, blocks)}, ptr {block}")
 
-    def _multiply(self, step: Pass, panel: Panel, block: str, blocks: str, row: str, rows: str, after: str,
+    def _multiply(self, step: Tiled, panel: Panel, block: str, blocks: str, row: str, rows: str, after: str,
                   half: str) -> None:
         f, size = self.f, self.m.size
         across = len(panel.slots) * step.vectors * self.m.lanes * size
@@ -270,13 +271,13 @@ class _Kernel:
                        f"i64 {length}, i1 {'true' if k else 'false'}, ptr %tile, ptr {there})")
                 for r in range(1, step.rows + 1) for b in sorted({1, step.wide.get(r, 1)})])
 
-    def _call_variant(self, step: Pass, rows: str, blocks: str, calls: list[tuple[int, int, str]]) -> None:
+    def _call_variant(self, step: Tiled, rows: str, blocks: str, calls: list[tuple[int, int, str]]) -> None:
         """Make the call that is written for this many rows and blocks."""
         f = self.f
         selector = f.integer("add", f.integer("mul", blocks, step.rows + 1), rows)
         f.choose(selector, {b * (step.rows + 1) + r: partial(f.line, call) for r, b, call in calls})
 
-    def _prefetch(self, step: Pass, block: str, first: str, rows: str) -> None:
+    def _prefetch(self, step: Tiled, block: str, first: str, rows: str) -> None:
         """Call for the sequences that the equations read and write, while the inner products run.
 
         Every row and gate is a place of its own, visited for one vector at a time: no hardware guesses that.
@@ -291,7 +292,7 @@ class _Kernel:
                 for line in range(step.vectors):
                     f.prefetch(f.at(self._at(place, row, unit), line * self.m.lanes * self.m.size))
 
-    def _epilogue(self, step: Pass, block: str, blocks: str, first: str, rows: str) -> None:
+    def _epilogue(self, step: Tiled, block: str, blocks: str, first: str, rows: str) -> None:
         f, lanes, tail = self.f, self.m.lanes, step.size % self.m.lanes
         start = f.integer("mul", block, step.vectors)
         end = f.integer("add", start, f.integer("mul", blocks, step.vectors))
@@ -304,7 +305,7 @@ class _Kernel:
                 with f.when(f.value(f"icmp eq i64 {unit}, {step.size - tail}")):
                     self._tile(step, unit, slot, first, rows, tail)
 
-    def _tile(self, step: Pass, unit: str, slot: str, first: str, rows: str, valid: int | None) -> None:
+    def _tile(self, step: Tiled, unit: str, slot: str, first: str, rows: str, valid: int | None) -> None:
         """All rows of a tile for one vector of units; what is the same for all rows is computed once."""
         f = self.f
         env: dict[Expr, str] = {}
@@ -324,7 +325,7 @@ class _Kernel:
                 inner[e] = f.load(f.at(acc, j * step.vectors * self.m.lanes * self.m.size))
             self._row(step, inner, row, unit, valid)
 
-    def _row(self, step: Pass, env: dict[Expr, str], row: str, unit: str, valid: int | None) -> None:
+    def _row(self, step: Tiled, env: dict[Expr, str], row: str, unit: str, valid: int | None) -> None:
         """The element-wise program for one row; all loads come before the first store."""
         f = self.f
         for e in step.stage.nodes:
@@ -346,7 +347,7 @@ class _Kernel:
             else:
                 f.store(env[e], self._at(place, row, "0"), 1)
 
-    def _compute(self, step: Pass, e: Expr, env: dict[Expr, str], row: str, unit: str, valid: int | None) -> None:
+    def _compute(self, step: Tiled, e: Expr, env: dict[Expr, str], row: str, unit: str, valid: int | None) -> None:
         if e.op == "sum":
             place = self._scratch(e, row)
             env[e] = self.f.total(self.f.load(place))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ...compiler.expr import Expr
+from ..plan import Place
 from .ir import Function, Module
-from .plan import Loop, Panel, Pass, Place
+from .shape import Panel, Shaped, Tiled
 from .threads import SIGNATURE
 
 UNROLL = 2    # steps of an inner product in one turn of its loop
@@ -14,40 +15,40 @@ NEAR = 1024   # bytes by which a block too large for that is called for as it is
 MOST_NEXT = 1 << 18  # bytes of a block that may wait in the second cache beside the block at work
 
 
-def block_count(step: Pass, lanes: int) -> int:
+def block_count(step: Tiled, lanes: int) -> int:
     return -(-step.size // (step.vectors * lanes))
 
 
-def panel_values(step: Pass, panel: Panel, lanes: int) -> int:
+def panel_values(step: Tiled, panel: Panel, lanes: int) -> int:
     """How many values a packed panel holds."""
     return block_count(step, lanes) * panel.length * len(panel.slots) * step.vectors * lanes
 
 
-def calls_next_block(module: Module, step: Pass, panel: Panel) -> bool:
+def calls_next_block(module: Module, step: Tiled, panel: Panel) -> bool:
     """Whether inner products call for the next block of the panel (from the third cache), or for what comes soon."""
     return panel.length * len(panel.slots) * step.vectors * module.target.bits // 8 <= MOST_NEXT
 
 
-def ahead_lines(module: Module, step: Pass, panel: Panel) -> int:
+def ahead_lines(module: Module, step: Tiled, panel: Panel) -> int:
     """Lines that one step of an inner product calls for."""
     if calls_next_block(module, step, panel):
         return FAR
     return len(panel.slots) * step.vectors * module.target.bits // 8 // LINE or 1
 
 
-def write_inner_products(module: Module, loop: Loop, step: Pass, panel: Panel) -> None:
+def write_inner_products(module: Module, loop: Shaped, step: Tiled, panel: Panel) -> None:
     for rows in range(1, step.rows + 1):
         for blocks in sorted({1, step.wide.get(rows, 1)}):
             for stride in sorted({operand_width(loop, r.source) for r in panel.runs}):
                 _write_inner_product(module, step, panel, rows, blocks, stride)
 
 
-def operand_width(loop: Loop, source: Place | Expr) -> int:
+def operand_width(loop: Shaped, source: Place | Expr) -> int:
     """The distance of an operand from one row to the next, in values."""
     return loop.buffers[source.buffer].width if isinstance(source, Place) else loop.scratch_row
 
 
-def inner_name(module: Module, step: Pass, panel: Panel, rows: int, blocks: int, stride: int) -> str:
+def inner_name(module: Module, step: Tiled, panel: Panel, rows: int, blocks: int, stride: int) -> str:
     """Named by all that its code depends on: panels of one shape share it."""
     slots = "".join(f"{slot}{'b' if begun else ''}_" for slot, begun in zip(panel.slots, panel.begun))
     marks = ["m" * (len(panel.runs) > 1), "o" * _is_odd(panel), "f" * calls_next_block(module, step, panel)]
@@ -61,7 +62,7 @@ def _is_odd(panel: Panel) -> bool:
     return any(run.length % UNROLL for run in panel.runs)
 
 
-def _write_inner_product(module: Module, step: Pass, panel: Panel, rows: int, blocks: int, stride: int) -> None:
+def _write_inner_product(module: Module, step: Tiled, panel: Panel, rows: int, blocks: int, stride: int) -> None:
     """acc[block][row][slot][vector] (+)= sum over k of operand[row][k] * panel[block][k][slot][vector]."""
     name = inner_name(module, step, panel, rows, blocks, stride)
     if name in module.names:
@@ -132,7 +133,7 @@ def _write_inner_product(module: Module, step: Pass, panel: Panel, rows: int, bl
     f.finish()
 
 
-def write_packing(module: Module, loop: Loop, step: Pass, panel: Panel) -> None:
+def write_packing(module: Module, loop: Shaped, step: Tiled, panel: Panel) -> None:
     """pack_<name>: the arguments hold, per piece and slot, the address of a row block; the blocks are the rows."""
     f = Function(module, f"pack_{panel.name}", SIGNATURE, internal=False)
     lanes, size = module.lanes, module.size
@@ -168,7 +169,7 @@ def _by_fullness(f: Function, unit: str, total: int, write) -> None:
         write(0)
 
 
-def _pack_rows(f: Function, step: Pass, matrix: str, unit: str, target: str, length: int, stride: int) -> None:
+def _pack_rows(f: Function, step: Tiled, matrix: str, unit: str, target: str, length: int, stride: int) -> None:
     """panel[k] = matrix[k][unit...]: transposed products read rows as they lie."""
     size = f.module.size
 
@@ -182,7 +183,7 @@ def _pack_rows(f: Function, step: Pass, matrix: str, unit: str, target: str, len
     _by_fullness(f, unit, step.size, write)
 
 
-def _pack_columns(f: Function, step: Pass, matrix: str, unit: str, target: str, length: int, stride: int) -> None:
+def _pack_columns(f: Function, step: Tiled, matrix: str, unit: str, target: str, length: int, stride: int) -> None:
     """panel[k] = matrix[unit...][k]: squares of rows and columns are turned over on registers."""
     m, lanes = f.module, f.module.lanes
 

@@ -16,10 +16,11 @@ import numpy as np
 
 from ...compiler import Cell, Family, split
 from ...compiler.expr import order
+from ..batch import Batch
+from ..kernel import Numpy
+from ..plan import Forward, plan_forward
 from . import jit
-from .batch import Batch
-from .kernel import Numpy, _Compiled
-from .plan import Forward, plan_forward
+from .kernel import Compiled
 from .target import Target, target
 
 LINE = 64  # bytes: vectors of a kernel never straddle two cache lines where memory begins at one
@@ -88,12 +89,12 @@ def dense(family: Family, stacked: np.ndarray) -> np.ndarray:
 
 @cache
 def _compiled(cell: Cell, sizes: tuple[tuple[str, int], ...], bytes_per_value: int,
-              machine: Target) -> tuple[Forward, _Compiled]:
+              machine: Target) -> tuple[Forward, Compiled]:
     """The loop of a cell that hands out all its states, with its input products inside."""
     scan = split(cell, tuple(cell.states))
     body = tuple(e for e in order([*cell.next.values(), *scan.beside.values()]) if not e.is_leaf)
-    plan = plan_forward(replace(scan, before=(), body=body), dict(sizes), machine, bytes_per_value, train=False)
-    return plan, _Compiled(plan.loop, machine, bytes_per_value, cell)
+    plan = plan_forward(replace(scan, before=(), body=body), dict(sizes), False, machine.lanes(bytes_per_value))
+    return plan, Compiled(plan.loop, machine, bytes_per_value, cell)
 
 
 class _Layer:

@@ -115,13 +115,6 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def share(rows: int, threads: int) -> list[tuple[int, int]]:
-    """Cut rows into at most `threads` parts (first, count) that differ by one at the most."""
-    threads = max(1, min(rows, threads))
-    bounds = [rows * k // threads for k in range(threads + 1)]
-    return [(a, b - a) for a, b in zip(bounds, bounds[1:])]
-
-
 @cache
 def _team() -> tuple | None:
     """Of the loaded OpenMP runtime: the call that starts a team, its member function, what a member asks."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ...compiler.expr import Expr, add, node, order
+from ..compiler.expr import Expr, add, node, order
 
 
 @dataclass

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...compiler import Scan
-from ...compiler.expr import Expr
+from ..compiler import Scan
+from ..compiler.expr import Expr
 from .batch import Batch
 from .plan import Backward, Place
 

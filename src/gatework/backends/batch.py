@@ -11,7 +11,12 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from . import threads
+
+def share(rows: int, threads: int) -> list[tuple[int, int]]:
+    """Cut rows into at most `threads` parts (first, count) that differ by one at the most."""
+    threads = max(1, min(rows, threads))
+    bounds = [rows * k // threads for k in range(threads + 1)]
+    return [(a, b - a) for a, b in zip(bounds, bounds[1:])]
 
 
 class Batch:
@@ -71,7 +76,7 @@ class Batch:
     def parts(self, count: int) -> list[tuple[int, int]]:
         """Rows (first, how many) for each of `count` threads, with about as many steps in all."""
         if self.is_dense or count == 1:
-            return threads.share(self.rows, count)
+            return share(self.rows, count)
         done = np.cumsum(self.lengths)
         bounds = [0, *(int(np.searchsorted(done, self.total * k / count)) for k in range(1, count)), self.rows]
         return [(a, b - a) for a, b in zip(bounds, bounds[1:]) if b > a]

@@ -1,4 +1,4 @@
-"""Receives a scan and sizes, hands on where every value of a loop lies in memory, and which panels it multiplies.
+"""Receives a scan and sizes, hands on where every value of a loop lies in memory, for any backend.
 
 A buffer is a sequence [T, B, width], rows [B, width] that each turn overwrites, or a vector parameter [width].
 Several values of one size share a buffer, side by side, so that a product outside the loop is one product.
@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
-from ...compiler import Scan
-from ...compiler.expr import Expr, node
+from ..compiler import Scan
+from ..compiler.expr import Expr, node
 from .schedule import Schedule, Stage, schedule
-from .target import Target
 
 
 @dataclass(frozen=True)
@@ -35,45 +34,14 @@ class Place:
     edge: str = ""
 
 
-@dataclass(frozen=True)
-class Run:
-    """Operands that lie side by side: one walk of an inner product. `skip_first`: nothing to multiply in turn 0."""
-
-    source: Place | Expr  # an Expr is a value of this step in the scratch of its row
-    length: int
-    skip_first: bool
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A packed matrix [block][k][slot][vector][lane]: what one block of units needs, in the order of reading.
-
-    `pieces` lists, in order of k, (length, one matrix per slot); a matrix is (family, row, "N" or "T").
-    """
-
-    name: str
-    slots: tuple[int, ...]
-    begun: tuple[bool, ...]  # per slot: whether an earlier panel of the stage has left a sum there
-    runs: tuple[Run, ...]
-    pieces: tuple[tuple[int, tuple[tuple[str, str, str], ...]], ...]
-
-    @property
-    def length(self) -> int:
-        return sum(n for n, _ in self.pieces)
-
-
 @dataclass
 class Pass:
-    """One stage with its memory: the slots of its products, what it stores, and the shape of its tiles."""
+    """One stage with its memory: what it stores."""
 
     stage: Stage
     size: int
-    panels: list[Panel] = field(default_factory=list)
     stores: list[tuple[Expr, Place]] = field(default_factory=list)
-    keep: list[Expr] = field(default_factory=list)        # values that a later stage reads from scratch
-    vectors: int = 1                                      # vectors of units in one block
-    rows: int = 8                                         # rows in one tile, at the most
-    wide: dict[int, int] = field(default_factory=dict)    # rows -> blocks at once, where few rows leave registers free
+    keep: list[Expr] = field(default_factory=list)  # values that a later stage reads from scratch
 
 
 @dataclass
@@ -87,10 +55,9 @@ class Loop:
     scratch: dict[Expr, int]  # value -> offset in the scratch of its row
     scratch_row: int          # values of scratch in one row
 
-    @property
-    def panels(self) -> list[Panel]:
-        return [p for s in self.passes for p in s.panels]
-
+    def size(self, e: Expr) -> int:
+        """The features of a value."""
+        return self.sizes[e.dims[0]] if e.dims else 1
 
 @dataclass
 class Forward:
@@ -116,9 +83,8 @@ class Backward:
 class _Layout:
     """Buffers and places of one loop under construction."""
 
-    def __init__(self, scan: Scan, sizes: dict[str, int], target: Target, bytes_per_value: int):
-        self.scan, self.sizes, self.target = scan, sizes, target
-        self.lanes = target.lanes(bytes_per_value)
+    def __init__(self, scan: Scan, sizes: dict[str, int], align: int):
+        self.scan, self.sizes, self.align = scan, sizes, align
         self.buffers: dict[str, Buffer] = {}
         self.reads: dict[Expr, Place] = {}
         self.writes: list[tuple[Expr, Place]] = []
@@ -169,10 +135,6 @@ class _Layout:
         loop = Loop(self.sizes, self.buffers, self.reads, passes, {}, 0)
         self._place_stores(loop, plan)
         self._place_scratch(loop, plan)
-        for number, step in enumerate(passes):
-            if step.stage.products:
-                self._shape(step)
-                self._panels(step, number)
         self._drop_unused(loop)
         return loop
 
@@ -208,61 +170,7 @@ class _Layout:
 
     def _reserve(self, loop: Loop, e: Expr, size: int) -> None:
         loop.scratch[e] = loop.scratch_row
-        loop.scratch_row += -(-size // self.lanes) * self.lanes
-
-    def _shape(self, step: Pass) -> None:
-        """Choose the tile: accumulators, one panel row and one operand must fit the register file."""
-        registers, slots = self.target.registers, len(step.stage.products)
-        across = 4 if registers >= 32 else 2  # vectors of a panel row
-        chunk = -(-slots // -(-slots // across))
-        blocks = -(-step.size // self.lanes)
-        # Of the widths that fill the registers, the one that leaves the fewest units of the last block empty.
-        widths = [w for w in (across // chunk, across // chunk - 1) if 0 < w <= blocks] or [1]
-        step.vectors = min(widths, key=lambda w: -(-blocks // w) * w)
-        width = chunk * step.vectors
-        step.rows = min(8, (registers - 1 - width) // width)
-        blocks = -(-blocks // step.vectors)
-        for rows in (1, 2, 3):
-            wide = min(4, (registers - 8 if registers >= 32 else registers - 4) // (rows * width), blocks)
-            if wide > 1:
-                step.wide[rows] = wide
-
-    def _panels(self, step: Pass, number: int) -> None:
-        by_operand: dict[tuple[Expr, int], dict[int, tuple[str, str, str]]] = {}
-        for slot, e in enumerate(step.stage.products):
-            seen: dict[Expr, int] = {}
-            for matrix, v, flag in zip(e.args[::2], e.args[1::2], e.attr):
-                seen[v] = seen.get(v, -1) + 1
-                by_operand.setdefault((v, seen[v]), {})[slot] = (*matrix.attr, flag)
-        groups: dict[tuple[int, ...], list[tuple[Expr, dict]]] = {}
-        for (v, _), matrices in by_operand.items():
-            groups.setdefault(tuple(sorted(matrices)), []).append((v, matrices))
-        across = 4 if self.target.registers >= 32 else 2
-        chunk = max(1, across // step.vectors)
-        for slots, operands in groups.items():
-            operands.sort(key=self._address)
-            count = -(-len(slots) // chunk)
-            for part in (slots[k * len(slots) // count:(k + 1) * len(slots) // count] for k in range(count)):
-                pieces = tuple((self.size(v), tuple(m[s] for s in part)) for v, m in operands)
-                begun = tuple(any(s in p.slots for p in step.panels) for s in part)
-                step.panels.append(Panel(f"{number}_{len(step.panels)}", part, begun, self._runs(operands), pieces))
-
-    def _address(self, operand: tuple[Expr, dict]) -> tuple:
-        place = self.reads.get(operand[0])
-        return (place.buffer, place.turn, place.offset) if place else ("", 0, operand[0].born)
-
-    def _runs(self, operands: list[tuple[Expr, dict]]) -> tuple[Run, ...]:
-        runs: list[Run] = []
-        for v, _ in operands:
-            place, size = self.reads.get(v), self.size(v)
-            last = runs[-1] if runs else None
-            if (last and place and isinstance(last.source, Place)
-                    and replace(place, offset=0, size=0) == replace(last.source, offset=0, size=0)
-                    and last.source.offset + last.length == place.offset):
-                runs[-1] = replace(last, length=last.length + size)
-            else:
-                runs.append(Run(place or v, size, v.op == "lag"))
-        return tuple(runs)
+        loop.scratch_row += -(-size // self.align) * self.align
 
     def _drop_unused(self, loop: Loop) -> None:
         used = {p.buffer for s in loop.passes for _, p in s.stores}
@@ -278,10 +186,10 @@ def _computed(e: Expr, given: Set[Expr] = frozenset()) -> Expr:
     return node("copy", e, dims=e.dims) if e.is_leaf or e in given else e
 
 
-def plan_forward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_value: int, train: bool) -> Forward:
-    """Lay out the forward loop; `train` keeps what the backward loop reads."""
+def plan_forward(scan: Scan, sizes: dict[str, int], train: bool, align: int = 1) -> Forward:
+    """Lay out the forward loop; `train` keeps what the backward loop reads. Scratch begins at multiples of `align`."""
     cell = scan.cell
-    layout = _Layout(scan, sizes, target, bytes_per_value)
+    layout = _Layout(scan, sizes, align)
     layout.given()
     products = layout.before()
     saved = list(scan.saved) if train else []
@@ -316,11 +224,10 @@ def plan_forward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_va
     return Forward(layout.finish(plan), products, places, sequences, outputs, rolling)
 
 
-def plan_backward(scan: Scan, sizes: dict[str, int], target: Target, bytes_per_value: int,
-                  forward: Forward) -> Backward:
+def plan_backward(scan: Scan, sizes: dict[str, int], forward: Forward, align: int = 1) -> Backward:
     """Lay out the backward loop: gradients lie over the kept values that they are made from."""
     cell, backward = scan.cell, scan.backward
-    layout = _Layout(scan, sizes, target, bytes_per_value)
+    layout = _Layout(scan, sizes, align)
     layout.given()
     layout.before()
     # Free from the start. Below, a product that is handed out is read from there, and that must stay as it is.

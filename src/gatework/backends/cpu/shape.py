@@ -1,0 +1,124 @@
+"""Receives a planned loop and a machine, hands on its tiles and the panels of packed weights that they multiply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from ...compiler.expr import Expr
+from ..plan import Loop, Pass, Place
+from .target import Target
+
+
+@dataclass(frozen=True)
+class Run:
+    """Operands that lie side by side: one walk of an inner product. `skip_first`: nothing to multiply in turn 0."""
+
+    source: Place | Expr  # an Expr is a value of this step in the scratch of its row
+    length: int
+    skip_first: bool
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A packed matrix [block][k][slot][vector][lane]: what one block of units needs, in the order of reading.
+
+    `pieces` lists, in order of k, (length, one matrix per slot); a matrix is (family, row, "N" or "T").
+    """
+
+    name: str
+    slots: tuple[int, ...]
+    begun: tuple[bool, ...]  # per slot: whether an earlier panel of the stage has left a sum there
+    runs: tuple[Run, ...]
+    pieces: tuple[tuple[int, tuple[tuple[str, str, str], ...]], ...]
+
+    @property
+    def length(self) -> int:
+        return sum(n for n, _ in self.pieces)
+
+
+@dataclass
+class Tiled(Pass):
+    """A pass with the slots of its products and the shape of its tiles."""
+
+    panels: list[Panel] = field(default_factory=list)
+    vectors: int = 1                                      # vectors of units in one block
+    rows: int = 8                                         # rows in one tile, at the most
+    wide: dict[int, int] = field(default_factory=dict)    # rows -> blocks at once, where few rows leave registers free
+
+
+@dataclass
+class Shaped(Loop):
+    """A loop whose passes are tiled."""
+
+    @property
+    def panels(self) -> list[Panel]:
+        return [p for s in self.passes for p in s.panels]
+
+
+def shape(loop: Loop, target: Target, lanes: int) -> Shaped:
+    """Choose tiles and panels for a machine with vectors of so many values."""
+    loop = Shaped(**vars(loop) | dict(passes=[Tiled(**vars(step)) for step in loop.passes]))
+    for number, step in enumerate(loop.passes):
+        if step.stage.products:
+            _tiles(step, target, lanes)
+            _panels(loop, step, number, target)
+    return loop
+
+
+def _tiles(step: Tiled, target: Target, lanes: int) -> None:
+    """Choose the tile: accumulators, one panel row and one operand must fit the register file."""
+    registers, slots = target.registers, len(step.stage.products)
+    across = 4 if registers >= 32 else 2  # vectors of a panel row
+    chunk = -(-slots // -(-slots // across))
+    blocks = -(-step.size // lanes)
+    # Of the widths that fill the registers, the one that leaves the fewest units of the last block empty.
+    widths = [w for w in (across // chunk, across // chunk - 1) if 0 < w <= blocks] or [1]
+    step.vectors = min(widths, key=lambda w: -(-blocks // w) * w)
+    width = chunk * step.vectors
+    step.rows = min(8, (registers - 1 - width) // width)
+    blocks = -(-blocks // step.vectors)
+    for rows in (1, 2, 3):
+        wide = min(4, (registers - 8 if registers >= 32 else registers - 4) // (rows * width), blocks)
+        if wide > 1:
+            step.wide[rows] = wide
+
+
+def _panels(loop: Loop, step: Tiled, number: int, target: Target) -> None:
+    by_operand: dict[tuple[Expr, int], dict[int, tuple[str, str, str]]] = {}
+    for slot, e in enumerate(step.stage.products):
+        seen: dict[Expr, int] = {}
+        for matrix, v, flag in zip(e.args[::2], e.args[1::2], e.attr):
+            seen[v] = seen.get(v, -1) + 1
+            by_operand.setdefault((v, seen[v]), {})[slot] = (*matrix.attr, flag)
+    groups: dict[tuple[int, ...], list[tuple[Expr, dict]]] = {}
+    for (v, _), matrices in by_operand.items():
+        groups.setdefault(tuple(sorted(matrices)), []).append((v, matrices))
+    across = 4 if target.registers >= 32 else 2
+    chunk = max(1, across // step.vectors)
+    for slots, operands in groups.items():
+        operands.sort(key=partial(_address, loop))
+        count = -(-len(slots) // chunk)
+        for part in (slots[k * len(slots) // count:(k + 1) * len(slots) // count] for k in range(count)):
+            pieces = tuple((loop.size(v), tuple(m[s] for s in part)) for v, m in operands)
+            begun = tuple(any(s in p.slots for p in step.panels) for s in part)
+            step.panels.append(Panel(f"{number}_{len(step.panels)}", part, begun, _runs(loop, operands), pieces))
+
+
+def _address(loop: Loop, operand: tuple[Expr, dict]) -> tuple:
+    place = loop.reads.get(operand[0])
+    return (place.buffer, place.turn, place.offset) if place else ("", 0, operand[0].born)
+
+
+def _runs(loop: Loop, operands: list[tuple[Expr, dict]]) -> tuple[Run, ...]:
+    runs: list[Run] = []
+    for v, _ in operands:
+        place, size = loop.reads.get(v), loop.size(v)
+        last = runs[-1] if runs else None
+        if (last and place and isinstance(last.source, Place)
+                and replace(place, offset=0, size=0) == replace(last.source, offset=0, size=0)
+                and last.source.offset + last.length == place.offset):
+            runs[-1] = replace(last, length=last.length + size)
+        else:
+            runs.append(Run(place or v, size, v.op == "lag"))
+    return tuple(runs)

@@ -1,0 +1,111 @@
+"""Receives loops, hands on Triton kernels that run them on tensors of torch."""
+
+from __future__ import annotations
+
+import linecache
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+import triton
+
+from ...compiler import Cell, Scan, split
+from .. import kernel
+from ..batch import Batch
+from ..plan import Loop
+from .source import LEAST, resident_values, signature, write
+
+# Values of weights that a program can keep at hand: what 256 KB of registers and as much shared memory hold in float32,
+# less room to work in. An estimate, not measured.
+MOST_RESIDENT = 1 << 16
+# The types of the tensors, with the type that a kernel computes in.
+SERVED = {torch.float32: "float32", torch.bfloat16: "float32", torch.float16: "float32"}
+
+
+class Compiled:
+    """One loop as a Triton kernel."""
+
+    def __init__(self, loop: Loop, cell: Cell, dtype: torch.dtype):
+        if resident_values(loop) > MOST_RESIDENT:
+            raise ValueError(f"the weights of {cell.name} have {resident_values(loop):,} values, filled up to powers "
+                             f"of two; a program on the GPU holds {MOST_RESIDENT:,}. Choose fewer hidden units, or "
+                             'backend="reference"')
+        self.loop = loop
+        self.source = write(loop, cell, SERVED[dtype])
+        self.run = _load(self.source)
+        self.buffers, self.edges, self.matrices = signature(loop)
+        self.sequences = [n for n in self.buffers if loop.buffers[n].kind == "sequence"]
+        self.warps = 8 if resident_values(loop) > 1 << 14 else 4
+
+    def pack(self, xp, parameters: dict[str, Any]) -> list[torch.Tensor]:
+        return [parameters[n] for n in self.matrices]
+
+    def call(self, xp, batch: Batch, span: tuple[int, int], from_end: bool, arrays, edges, weights, passing=frozenset(),
+             still=frozenset()) -> None:
+        if span != (0, batch.steps):
+            raise ValueError(f"all steps run in one launch; asked for were {span} of {batch.steps}")
+        strides = [0 if n in still else self.loop.buffers[n].width for n in self.sequences]
+        self.run[-(-batch.rows // LEAST),](
+            *_words(batch, xp.device), batch.steps, batch.steps - 1 if from_end else 0, batch.rows,
+            *(arrays[n] for n in self.buffers), *strides, *(edges[n] for n in self.edges), *weights, FROM_END=from_end,
+            ROWS=LEAST, PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee", num_warps=self.warps)
+
+
+class Kernel(kernel.Kernel):
+    """The loops of one cell as Triton kernels."""
+
+    def __init__(self, scan: Scan, sizes: dict[str, int], dtype: torch.dtype):
+        super().__init__(scan, sizes)
+        self.dtype = dtype
+
+    def compile(self, loop: Loop) -> Compiled:
+        return Compiled(loop, self.cell, self.dtype)
+
+    def sources(self) -> dict[str, str]:
+        """The source of the loops that training runs."""
+        return {name: write(plan.loop, self.cell, SERVED[self.dtype]) for name, plan in
+                (("forward", self._training_plan), ("backward", self._backward_plan))}
+
+
+@lru_cache(maxsize=16)
+def _words(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each step begins and the last one ends, and the rows of each step with a 0 behind them."""
+    sizes = torch.nn.functional.pad(torch.from_numpy(batch.sizes), (0, 1))
+    offsets = torch.nn.functional.pad(torch.from_numpy(batch.offsets), (1, 0))  # what lies before the first is read
+    return offsets.to(device)[1:], sizes.to(device)
+
+
+def check(like: torch.Tensor) -> None:
+    """Raise ValueError for tensors that Triton's kernels do not serve."""
+    interpreted = triton.knobs.runtime.interpret
+    if not (like.is_cuda or interpreted) or like.dtype not in SERVED:
+        raise ValueError(f'backend="gpu" serves {", ".join(map(str, SERVED))} on a GPU; given was {like.dtype} on '
+                         f'{like.device}. Use backend="auto" or "reference"')
+    if interpreted and like.dtype == torch.bfloat16:
+        raise ValueError("Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 with "
+                         "TRITON_INTERPRET=1")
+
+
+def _load(source: str):
+    """The kernel of a source text. Triton reads it again, so Python must find it."""
+    name = f"<gatework kernel {abs(hash(source)):x}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    module: dict[str, Any] = {"__name__": name}
+    exec(compile(source, name, "exec"), module)
+    return module["run"]
+
+
+@cache
+def _kernel(cell: Cell, outputs: tuple[str, ...], sizes: tuple[tuple[str, int], ...], dtype: torch.dtype) -> Kernel:
+    return Kernel(split(cell, outputs), dict(sizes), dtype)
+
+
+def kernel_for(cell: Cell, sizes: dict[str, int], dtype: torch.dtype, outputs: tuple[str, ...] = ()) -> Kernel:
+    """The kernel of a cell for sizes (names as in the cell) and tensors of a type; `outputs` as on the CPU."""
+    return _kernel(cell, outputs or (cell.output,), tuple(sorted(sizes.items())), dtype)
+
+
+def triton_text(cell: Cell, size: int = 64) -> str:
+    """The Triton source of a cell's training loops, forward and backward, with every size set to `size`; to look at."""
+    made = Kernel(split(cell), dict.fromkeys(cell.sizes, size), torch.float32)
+    return "\n".join(f"# ---- {name}\n{text}" for name, text in made.sources().items())
