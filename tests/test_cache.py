@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from examples import Example, assert_close
+
 from gatework import autograd, cells
 from gatework.backends.batch import Batch
 from gatework.backends.cpu import jit, kernel

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from examples import CORE
 from literal_cells import LITERAL
 
-from examples import CORE
 from gatework import autograd, cells
 from gatework.compiler import CellError, trace
 

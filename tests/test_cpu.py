@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from examples import CELLS, Example, assert_close, assert_same_bits
+
 from gatework import autograd, cells
 from gatework.backends.batch import Batch
 from gatework.backends.cpu import kernel

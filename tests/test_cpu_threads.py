@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from examples import CELLS, Example, assert_same_bits
+
 from gatework import autograd
 from gatework.backends.batch import Batch
 from gatework.backends.cpu import kernel, threads

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
+from examples import CELLS, CORE, Example, assert_close
 
 import gatework
-from examples import CELLS, CORE, Example, assert_close
 from gatework import autograd, cells
 from gatework.backends import gpu
 from gatework.compiler import Input, Matrix, State, trace

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from examples import CELLS, Example
 
 import gatework
-from examples import CELLS, Example
 from gatework import autograd, cells
 from gatework.compiler import trace
 

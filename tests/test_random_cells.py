@@ -6,8 +6,8 @@ import random
 
 import pytest
 import torch
-
 from examples import Example, assert_close
+
 from gatework.autograd import scan
 from gatework.compiler import Bias, Constant, H, Input, Matrix, State, Vector, maximum, sigmoid, softplus, tanh, trace
 from gatework.compiler import sum as feature_sum
