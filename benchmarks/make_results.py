@@ -57,12 +57,12 @@ def measure(run: Run, seed: int, settings: dict, work: Path) -> dict:
             "date": datetime.date.today().isoformat()}
 
 
-def results(runs: list[Run], quick: bool, work: Path) -> list[tuple[Run, list[dict]]]:
+def results(runs: list[Run], quick: bool, work: Path, most: int) -> list[tuple[Run, list[dict]]]:
     """The measurements of each run, by seed; those that are there already are read."""
     done = []
     for run in runs:
         settings, found = run.settings | (run.quick if quick else {}), []
-        for seed in run.seeds[:1] if quick else run.seeds:
+        for seed in run.seeds[:1 if quick else most]:
             file = (work if quick else MEASURED) / f"{run.recipe}-{run.name}-{seed}.json".replace(" ", "_")
             if not file.exists():
                 if found and (found[0]["seconds"] is None or found[0]["seconds"] > LONG):
@@ -132,11 +132,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small runs, in minutes; nothing is written")
     parser.add_argument("--only", nargs="+", metavar="RECIPE", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--seeds", type=int, default=3, help="measure so many of the seeds at most [3]")
     parser.add_argument("--work", type=Path, default=ROOT / "results", help="folder for data and models [results]")
     arguments = parser.parse_args()
     runs = [run for name in arguments.only for run in importlib.import_module(f"results.{name.replace('-', '_')}").RUNS]
     work = arguments.work / ("quick" if arguments.quick else "full")
-    done = results(runs, arguments.quick, work)
+    done = results(runs, arguments.quick, work, arguments.seeds)
     if arguments.quick:
         print(page(done))
     else:

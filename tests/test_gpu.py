@@ -11,7 +11,8 @@ from examples import CELLS, CORE, Example, assert_close
 import gatework
 from gatework import autograd, cells
 from gatework.backends import gpu
-from gatework.compiler import Input, Matrix, State, trace
+from gatework.compiler import CellError, Input, Matrix, State, trace
+from gatework.compiler.text import from_json, to_json
 from gatework.nn import GRU, LSTM, Recurrent
 
 # The units that fill up a block hold numbers of no meaning, which numpy warns of where Triton's programs run on it.
@@ -117,13 +118,22 @@ def test_what_it_cannot_serve_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match="bfloat16 wrongly"):
         GRU(4, 3, backend="gpu").bfloat16()(x.bfloat16())
     with pytest.raises(ValueError, match="torch.func"):
-        torch.func.vmap(lambda row: GRU(4, 3, backend="gpu")(row)[0], 1)(x)
+        layer = GRU(4, 3, backend="gpu")
+        torch.func.vmap(lambda step: layer(step[:, None])[0])(x)
+
+
+@pytest.mark.parametrize("name", ["U", "x", "H"])
+def test_a_name_that_is_no_name_never_gets_into_the_source(name):
+    data = to_json(trace(cells.elman)).replace(f'"{name}"', '"x): print(1)  #"')
+    with pytest.raises((ValueError, CellError)):
+        gpu.triton_text(from_json(data), 20)
 
 
 def test_a_compiled_model_runs_it_between_its_graphs():
     layer = GRU(4, 3, backend="gpu")
     x = torch.randn(2, 1, 4)
-    assert torch.equal(torch.compile(layer, backend="eager")(x)[0], layer(x)[0])
+    with torch.no_grad():
+        assert torch.equal(torch.compile(layer, backend="eager")(x)[0], layer(x)[0])
 
 
 def test_without_triton_the_line_to_type_is_given(monkeypatch):

@@ -51,8 +51,14 @@ def _factors(loop: Loop) -> dict[tuple[Expr, str], None]:
 
 
 def _name(buffer: str) -> str:
-    """A buffer as a name of Python: inputs that no equation names, such as resets, have a dot in theirs."""
-    return buffer.replace(".", "_")
+    """A buffer as a name of Python: inputs that no equation names, such as resets, have a dot in theirs.
+
+    The source is run, and a cell may come out of a file: what is no name must not get into it.
+    """
+    name = buffer.replace(".", "_")
+    if not name.isidentifier():
+        raise ValueError(f"{buffer!r} is no name that a kernel can have")
+    return name
 
 
 class _Writer:
@@ -73,7 +79,8 @@ class _Writer:
         strides = [f"{_name(n)}_stride" for n in buffers if self.loop.buffers[n].kind == "sequence"]
         names = ["offsets", "sizes", "turns", "first", "rows", *map(_name, buffers), *strides,
                  *(f"{_name(n)}_edge" for n in edges),
-                 *(f"w_{n}" for n in families), *(f"{n}: tl.constexpr" for n in ("FROM_END", "ROWS", "PRECISION"))]
+                 *(_name(f"w_{n}") for n in families),
+                 *(f"{n}: tl.constexpr" for n in ("FROM_END", "ROWS", "PRECISION"))]
         self._indices()
         carried = self._carried()
         for step in self.loop.passes:
@@ -100,7 +107,7 @@ class _Writer:
     # ---- before the loop
 
     def _indices(self) -> None:
-        for name, size in sorted({(e.dims[0], self.loop.size(e)) for e in self._all() if e.dims}):
+        for name, size in sorted({(_name(e.dims[0]), self.loop.size(e)) for e in self._all() if e.dims}):
             block = padded(size)
             self.outside += [f"u_{name} = tl.arange(0, {block})[None, :]",
                              f"in_range_{name} = u_{name} < {size}",
@@ -246,7 +253,7 @@ class _Writer:
             family, gate = m.attr
             rows, columns = (self.loop.sizes[d] for d in m.dims)
             begin = self.cell.families[family].gates.index(gate) * rows * columns
-            name = "_".join(filter(None, (family, gate, "transposed" * (flag == "N"))))
+            name = _name("_".join(filter(None, (family, gate, "transposed" * (flag == "N")))))
             k, n = (columns, rows) if flag == "N" else (rows, columns)
             deep, wide = f"tl.arange(0, {padded(k)})[:, None]", f"tl.arange(0, {padded(n)})[None, :]"
             at = f"{wide} * {columns} + {deep}" if flag == "N" else f"{deep} * {columns} + {wide}"
