@@ -117,8 +117,8 @@ def test_what_it_cannot_serve_is_refused_with_the_way_out():
         LSTM(4, 512, backend="gpu")(x)
     with pytest.raises(ValueError, match="bfloat16 wrongly"):
         GRU(4, 3, backend="gpu").bfloat16()(x.bfloat16())
+    layer = GRU(4, 3, backend="gpu")
     with pytest.raises(ValueError, match="torch.func"):
-        layer = GRU(4, 3, backend="gpu")
         torch.func.vmap(lambda step: layer(step[:, None])[0])(x)
 
 
