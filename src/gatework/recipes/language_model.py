@@ -75,7 +75,7 @@ class Settings(settings.Settings):
 
 
 class LanguageModel(Recipe):
-    name, use = "language-model", "generate"
+    name, use, unit = "language-model", "generate", "characters"
     Settings = Settings
     roles = (Role("text", str, ("content", "document", "article", "sentence")),)
 

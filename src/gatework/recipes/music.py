@@ -53,7 +53,7 @@ class Settings(settings.Settings):
 
 
 class Music(Recipe):
-    name, use = "music", "generate"
+    name, use, unit = "music", "generate", "pieces"
     Settings = Settings
 
     @classmethod

@@ -35,6 +35,7 @@ class Recipe(LightningModule):
     name: ClassVar[str]  # as it is typed: "classify-text"; the module is classify_text, the class ClassifyText
     Settings: ClassVar[type[Settings]] = Settings
     roles: ClassVar[tuple[Role, ...]] = ()  # what each row of the data must have
+    unit: ClassVar[str] = "rows"  # what the length of a table counts
     monitor: ClassVar[str] = "valid_loss"  # what is logged in validation and tells the best epoch
     better: ClassVar[str] = "min"  # or "max"
     use: ClassVar[str] = "predict"  # the command that uses a model: predict, generate or transcribe

@@ -68,7 +68,7 @@ def train(recipe: type[Recipe], source: str | Path, settings: Settings, out: Pat
                           enable_progress_bar=sys.stderr.isatty(),
                           logger=tensorboard_logger(out) if tensorboard else False)
     if trainer.is_global_zero:
-        print(f"{source}: {len(splits.train):,} rows to train on, {len(splits.valid):,} to validate\n"
+        print(f"{source}: {len(splits.train):,} {recipe.unit} to train on, {len(splits.valid):,} to validate\n"
               f"{model.cell.name}: {settings.layers} x {settings.hidden} hidden units, "
               f"{sum(p.numel() for p in model.parameters()):,} parameters; checkpoints in {out / CHECKPOINT}",
               flush=True)
