@@ -81,11 +81,14 @@ def page(done: list[tuple[Run, list[dict]]]) -> str:
     """The results as Markdown."""
     lines = [HEAD]
     for recipe in RECIPES:
-        rows = [(run, found) for run, found in done if run.recipe == recipe and found]
+        rows = [(run, found) for run, found in done if run.recipe == recipe]
         if not rows:
             continue
         lines += ["", f"## {recipe}", ""]
         for run, found in rows:
+            if not found:
+                lines += [f"**{run.name}**: not measured yet.", ""]
+                continue
             first = found[0]
             lines += [f"**{run.name}** ({first['on']} data; {first['epochs']} epochs, "
                       f"{shown_time(found)}, "
