@@ -90,10 +90,10 @@ WITHOUT_TORCH = """
 import sys, time
 for name in ("torch", "lightning", "safetensors", "cyclopts"):
     sys.modules[name] = None
-begin = time.process_time()
+begin = time.perf_counter()
 import gatework
 import gatework.cells, gatework.compiler, gatework.compiler.text
-print(time.process_time() - begin)
+print(time.perf_counter() - begin)
 cell = gatework.trace(gatework.cells.lstm)
 gatework.compiler.split(cell)
 assert gatework.compiler.text.show(cell, "equations")
@@ -106,7 +106,7 @@ def test_the_package_imports_in_under_300_ms_without_torch_and_its_compiler_work
         done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=True)
         return float(done.stdout)
 
-    assert min(seconds() for _ in range(3)) < 0.3  # of the processor; the best of three: others may be at work
+    assert any(seconds() < 0.3 for _ in range(10))  # the best of ten: other processes may be at work
 
 
 @pytest.mark.parametrize("name", ["gatework", "gatework.cells", "gatework.compiler", "gatework.compiler.ops",
@@ -155,9 +155,7 @@ def test_no_file_is_named_for_what_does_not_belong_elsewhere(path):
 def test_nothing_unpickles_or_evaluates_what_a_user_was_given(path):
     calls = {ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
              if isinstance(n, ast.Call)}
-    # A Triton kernel is a Python function: its source is made of equations, whose names are checked (test_gpu.py).
-    own = {"exec"} if name_of(path) == "src/gatework/backends/gpu/kernel.py" else set()
-    assert not (calls - own) & {"pickle.load", "pickle.loads", "eval", "exec", "marshal.loads", "yaml.load"}
+    assert not calls & {"pickle.load", "pickle.loads", "eval", "exec", "marshal.loads", "yaml.load"}
 
 
 def test_changelog_and_package_have_the_same_version():

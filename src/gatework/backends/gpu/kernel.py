@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import linecache
 from functools import cache, lru_cache
+from importlib.abc import InspectLoader
+from importlib.util import module_from_spec, spec_from_loader
 from typing import Any
 
 import torch
@@ -86,13 +88,27 @@ def check(like: torch.Tensor) -> None:
                          "TRITON_INTERPRET=1")
 
 
+class _Source(InspectLoader):
+    """A module that is a text. The names in it are checked where it is written."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def get_source(self, fullname: str) -> str:
+        return self.text
+
+    def get_code(self, fullname: str):
+        return self.source_to_code(self.text, fullname)
+
+
 def _load(source: str):
     """The kernel of a source text. Triton reads it again, so Python must find it."""
     name = f"<gatework kernel {abs(hash(source)):x}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    module: dict[str, Any] = {"__name__": name}
-    exec(compile(source, name, "exec"), module)
-    return module["run"]
+    loader = _Source(source)
+    module = module_from_spec(spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module.run
 
 
 @cache
