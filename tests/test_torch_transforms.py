@@ -249,6 +249,7 @@ def train_one_of_two(rank: int, folder: str) -> None:
     model(x, lengths=[4, 2, 3])[0].square().sum().backward()
     if rank == 0:
         torch.save([p.grad for p in layer.parameters()], f"{folder}/gradients.pt")
+    del model  # while there is a group: freed after it, this once waited for ever
     torch.distributed.barrier()  # nobody leaves while another still speaks
     torch.distributed.destroy_process_group()
 
@@ -272,19 +273,6 @@ def test_checkpointing_of_torch_gives_the_same_gradients():
         found.append(torch.autograd.grad(run(x)[0].square().sum(), [x, *layer.parameters()]))
     for a, b in zip(*found):
         assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_autocast_to_bfloat16_keeps_the_precision_of_the_loop(kind):
-    torch.manual_seed(0)
-    layer = getattr(gatework.nn, kind)(2, 5)
-    x = torch.randn(4, 3, 2)
-    with torch.autocast("cpu", torch.bfloat16):
-        output, _ = layer(x.bfloat16(), lengths=[4, 2, 0])
-        output.sum().backward()
-    assert output.dtype == torch.float32
-    torch.testing.assert_close(output, layer(x.bfloat16().float(), lengths=[4, 2, 0])[0])
-    assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
 @pytest.mark.parametrize("kind", LAYERS)

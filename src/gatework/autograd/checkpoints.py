@@ -39,7 +39,7 @@ def forward(kernel: Kernel, xp, batch: Batch, every: int, inputs: Sequence[Tenso
             start[number] = s
         pieces, states, _ = kernel.forward(xp, batch.slice(*span), _stretch(kernel.cell, batch, span, inputs), states,
                                            parameters, reverse, False)
-        handed = handed or [xp.empty(batch.total, y.shape[1]) for y in pieces]
+        handed = handed or [y.new_empty(batch.total, y.shape[1]) for y in pieces]
         for whole, piece in zip(handed, pieces):
             whole[_places(batch, span)] = piece
     return handed, states, starts

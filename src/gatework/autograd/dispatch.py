@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..backends.cpu.target import target
 from ..compiler import Cell
 from .functions import FUSED, eager, kernel_of, narrowed
 from .registered import registered_scan
@@ -37,23 +38,49 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
     checkpoint_every: keep the states of every so many steps only, and compute all else again in the backward pass;
     "auto" chooses. The gradients are the same.
 
-    "auto" takes the fused kernels for float32 and float64 on the CPU, else the reference backend; "gpu" are Triton's
-    kernels. Raises TypeError where dtypes or devices are mixed, ValueError where a backend was asked for that cannot
-    serve them, ModuleNotFoundError without Triton.
+    "auto" takes the fused kernels for float32 and float64 on the CPU, and for bfloat16 where it has a matrix unit for
+    that, else the reference backend; "gpu" are Triton's kernels. Under autocast the outputs come in its dtype, and
+    products are of bfloat16 if that is it and there is a matrix unit; states keep the dtype of the parameters. Raises
+    TypeError where dtypes or devices are mixed, ValueError where a backend was asked for that cannot serve them,
+    ModuleNotFoundError without Triton.
     """
     parameters = [reference.dense(f, p) for f, p in zip(cell.families.values(), parameters, strict=True)]
-    device = inputs[0].device.type
-    if torch.is_autocast_enabled(device):
-        # The loop keeps the precision of its parameters: a state that is carried on does not forgive rounding.
-        with torch.autocast(device, enabled=False):
-            dtype = parameters[0].dtype
+    options = reverse, backend, outputs or (cell.output,), sizes, checkpoint_every
+    like, dtype = inputs[0], parameters[0].dtype
+    if torch.is_autocast_enabled(like.device.type):
+        low = torch.get_autocast_dtype(like.device.type)
+        short = low == torch.bfloat16 and dtype == torch.float32 and _multiplies_bfloat16(like, backend)
+        with torch.autocast(like.device.type, enabled=False):
             inputs, states = [x.to(dtype) for x in inputs], [s.to(dtype) for s in states]
-            return scan(cell, inputs, states, parameters, reverse, backend, outputs=outputs, sizes=sizes,
-                        checkpoint_every=checkpoint_every)
+            handed, last = (_short if short else _run)(cell, inputs, states, parameters, *options)
+            return [y.to(low) for y in handed], last
     _check(cell, inputs, states, parameters)
-    outputs = outputs or (cell.output,)
+    if dtype == torch.bfloat16 and _multiplies_bfloat16(like, backend):
+        states, parameters = [s.float() for s in states], [p.float() for p in parameters]
+        handed, last = _short(cell, inputs, states, parameters, *options)
+        return handed, [s.bfloat16() for s in last]
+    return _run(cell, inputs, states, parameters, *options)
+
+
+def _multiplies_bfloat16(like: Tensor, backend: str) -> bool:
+    """Whether there are kernels for products of bfloat16."""
+    return (like.device.type == "cpu" and backend in ("auto", "cpu") and not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active() and target().tiles)
+
+
+def _short(cell: Cell, inputs, states, parameters, reverse, backend, outputs, sizes, checkpoint_every):
+    """Kernels that multiply bfloat16: what is the same for all steps, states and parameters are float32."""
+    inputs = [x.float() if e.op == "constant" else x.bfloat16() for e, x in zip(cell.inputs.values(), inputs)]
+    return narrowed(cell, inputs, sizes, lambda xs, counts: eager(
+        kernel_of(cell, outputs, xs, states, parameters), xs, states, parameters, reverse, counts, checkpoint_every))
+
+
+def _run(cell: Cell, inputs, states, parameters, reverse, backend, outputs, sizes, checkpoint_every):
+    """All tensors are of one dtype."""
     if backend == "gpu":
-        return _on_gpu(cell, outputs, inputs, states, parameters, reverse, sizes, checkpoint_every)
+        from .on_gpu import on_gpu  # only here: what keeps a compiler out takes a second to import
+
+        return on_gpu(cell, outputs, inputs, states, parameters, reverse, sizes, checkpoint_every)
     if not _fused(inputs[0], backend):
         return narrowed(cell, inputs, sizes, lambda xs, counts: reference.run(
             cell, xs, states, parameters, reverse, outputs, counts))
@@ -63,29 +90,12 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
         kernel_of(cell, outputs, xs, states, parameters), xs, states, parameters, reverse, counts, checkpoint_every))
 
 
-@torch.compiler.disable
-def _on_gpu(cell: Cell, outputs, inputs, states, parameters, reverse, sizes, checkpoint_every):
-    """Triton's kernels, which are never chosen by themselves, only asked for."""
-    try:
-        from ..backends import gpu
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'backend="gpu" needs {error.name}; type:  pip install "gatework[gpu]"',
-                                  name=error.name) from error
-    gpu.check(inputs[0])
-    if torch._C._are_functorch_transforms_active():
-        raise ValueError('backend="gpu" cannot be transformed by torch.func (vmap, grad, jvp, ...); use '
-                         'backend="reference"')
-    return narrowed(cell, inputs, sizes, lambda xs, counts: eager(
-        kernel_of(cell, outputs, xs, states, parameters, on_gpu=True), xs, states, parameters, reverse, counts,
-        checkpoint_every))
-
-
 def _fused(like: Tensor, backend: str) -> bool:
     """Whether the kernels run, rather than the reference backend."""
     fused = like.device.type == "cpu" and like.dtype in FUSED
     if backend == "cpu" and not fused:
-        raise ValueError(f'backend="cpu" serves float32 and float64 on the CPU; given was {like.dtype} on '
-                         f'{like.device}. Use backend="auto" or "reference"')
+        raise ValueError(f'backend="cpu" serves float32 and float64 on the CPU, and bfloat16 on one with a matrix unit '
+                         f'(AMX); given was {like.dtype} on {like.device}. Use backend="auto" or "reference"')
     transformed = torch._C._are_functorch_transforms_active()  # vmap, torch.func.grad, ...
     if backend == "cpu" and transformed:
         raise ValueError('backend="cpu" cannot be transformed by torch.func (vmap, grad, jvp, ...); use '

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..backends import cpu, reference
 from ..backends.batch import Batch
+from ..backends.cpu.shape import TILE_ROWS
 from ..backends.cpu.target import Target, target
+from ..backends.cpu.turning import SQUARE, turn_over
 from ..backends.kernel import Kernel
 from ..compiler import Cell
 from . import checkpoints
@@ -28,8 +30,16 @@ class Torch:
     def __init__(self, like: Tensor):
         self.dtype, self.device = like.dtype, like.device
 
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+    @staticmethod
+    def operand(a: Tensor) -> Tensor:
+        return a
+
+    @staticmethod
+    def after_each_other(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a, b])
+
+    def empty(self, *shape: int, short: bool = False) -> Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16 if short else self.dtype, device=self.device)
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -58,6 +68,63 @@ class Torch:
     @staticmethod
     def address(a: Tensor) -> int:
         return a.data_ptr()
+
+
+class Short(Torch):
+    """The same for kernels that multiply bfloat16: products round what is not, and add up in float32."""
+
+    def __init__(self, device: torch.device):
+        self.dtype, self.device = torch.float32, device
+
+    @staticmethod
+    def operand(a: Tensor) -> Tensor:
+        return a.bfloat16()
+
+    def empty(self, *shape: int, short: bool = False) -> Tensor:
+        if not short:
+            return super().empty(*shape)
+        rows, width = shape  # the last tile of rows is read whole
+        return torch.empty(rows + TILE_ROWS - 1, width, dtype=torch.bfloat16, device=self.device)[:rows]
+
+    def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is not None and out.dtype == torch.bfloat16:
+            return torch.matmul(a.bfloat16(), b.bfloat16(), out=out)
+        product = self._product(a.bfloat16(), b.bfloat16())
+        return product.float() if out is None else out.copy_(product)
+
+    def add_product(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        out.add_(self._product(a.bfloat16(), b.bfloat16()))
+
+    @staticmethod
+    def _product(a: Tensor, b: Tensor) -> Tensor:
+        if b.dim() == 1:
+            return (b[None] @ a.T)[0]  # matrix times vector would be slower
+        if a.stride(0) == 1 and b.shape[1] < a.shape[0]:
+            # A product of many rows with many rows wants its left side turned over: the smaller of the two is.
+            return turned(turned(b) @ a.T)
+        return a @ b
+
+
+def turned(a: Tensor) -> Tensor:
+    """The transpose of a matrix of bfloat16, as a matrix of its own."""
+    a = a.contiguous()
+    rows, columns = a.shape
+    out = a.new_empty(columns, rows)
+    turn_over(a.data_ptr(), out.data_ptr(), rows, columns, target(), torch.get_num_threads())
+    whole_rows, whole_columns = rows // SQUARE * SQUARE, columns // SQUARE * SQUARE
+    if whole_rows < rows:
+        out[:, whole_rows:] = a[whole_rows:].T
+    if whole_columns < columns:
+        out[whole_columns:] = a[:, whole_columns:].T
+    return out
+
+    def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
+        return super().sum_by(a.float(), rows, count)
+
+
+def arrays_of(kernel: Kernel, like: Tensor) -> Torch:
+    """What a kernel asks of torch, for tensors like this input."""
+    return Short(like.device) if kernel.short else Torch(like)
 
 
 def narrowed(cell: Cell, inputs: Sequence[Tensor], sizes: Tensor | None, run):
@@ -93,7 +160,7 @@ def eager(kernel: Kernel, inputs, states, parameters, reverse, counts, checkpoin
                 _Checkpointed.apply(kernel, batch, reverse, every, *tensors))
         handed, last = made[:handed_out], list(made[handed_out:])
     else:
-        handed, last, _ = kernel.forward(Torch(tensors[0]), batch, *parts_of(cell, tensors), reverse, False)
+        handed, last, _ = kernel.forward(arrays_of(kernel, tensors[0]), batch, *parts_of(cell, tensors), reverse, False)
     shape = inputs[0].shape[:2] if counts is None else (batch.total,)
     return [y.view(*shape, y.shape[1]) for y in handed], last
 
@@ -125,6 +192,8 @@ def kernel_of_shapes(cell: Cell, outputs: tuple[str, ...], shapes: tuple[int, ..
         from ..backends import gpu  # only here: Triton is an extra
 
         return gpu.kernel_for(cell, sizes, dtype, outputs)
+    if dtype == torch.bfloat16:
+        return cpu.kernel_for(cell, sizes, 4, outputs, short=True)
     return cpu.kernel_for(cell, sizes, FUSED[dtype], outputs)
 
 
@@ -139,7 +208,8 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, kernel: Kernel, batch: Batch, reverse: bool, *tensors: Tensor):
-        handed, last, kept = kernel.forward(Torch(tensors[0]), batch, *parts_of(kernel.cell, tensors), reverse, True)
+        handed, last, kept = kernel.forward(arrays_of(kernel, tensors[0]), batch, *parts_of(kernel.cell, tensors),
+                                            reverse, True)
         ctx.of = kernel, batch, reverse
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *handed, *kept)
@@ -155,15 +225,16 @@ class _Scan(torch.autograd.Function):
             return *[None] * 3, *_differentiable(kernel, batch, reverse, tensors, gradients, needs)
         if torch._C._autograd._get_current_graph_task_keep_graph():
             kept = [k.clone() for k in kept]  # another backward pass may follow, and this one writes over them
-        made = kernel.backward(Torch(tensors[0]), batch, gradients[:outputs], gradients[outputs:],
+        made = kernel.backward(arrays_of(kernel, tensors[0]), batch, gradients[:outputs], gradients[outputs:],
                                *parts_of(kernel.cell, tensors), handed, kept, reverse, needs)
         return *[None] * 3, *made
 
 
 def _differentiable(kernel: Kernel, batch: Batch, reverse, tensors, gradients, needs) -> list[Tensor | None]:
     """The gradients as functions that can be differentiated again: by the reference backend, from the start."""
-    handed, last = reference.run(kernel.cell, *parts_of(kernel.cell, tensors), reverse, kernel.scan.outputs,
-                                 batch.sizes.tolist())
+    like = tensors[-1]  # a parameter: inputs of another dtype are cast
+    handed, last = reference.run(kernel.cell, *parts_of(kernel.cell, [t.to(like.dtype) for t in tensors]), reverse,
+                                 kernel.scan.outputs, batch.sizes.tolist())
     given = [(y, d) for y, d in zip((*handed, *last), gradients) if d is not None and y.requires_grad]
     wanted = [t for t, need in zip(tensors, needs) if need]
     made = iter(torch.autograd.grad([y for y, _ in given], wanted, [d for _, d in given], create_graph=True,
@@ -176,7 +247,7 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, kernel: Kernel, batch: Batch, reverse: bool, every: int, *tensors: Tensor):
-        handed, last, starts = checkpoints.forward(kernel, Torch(tensors[0]), batch, every,
+        handed, last, starts = checkpoints.forward(kernel, arrays_of(kernel, tensors[0]), batch, every,
                                                    *parts_of(kernel.cell, tensors), reverse)
         ctx.of = kernel, batch, reverse, every
         ctx.set_materialize_grads(False)
@@ -191,5 +262,5 @@ class _Checkpointed(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *[None] * 4, *_differentiable(kernel, batch, reverse, tensors, gradients, needs)
         return *[None] * 4, *checkpoints.backward(
-            kernel, Torch(tensors[0]), batch, every, gradients[:outputs], gradients[outputs:],
+            kernel, arrays_of(kernel, tensors[0]), batch, every, gradients[:outputs], gradients[outputs:],
             *parts_of(kernel.cell, tensors), starts, reverse, needs)

@@ -44,7 +44,11 @@ class Numpy:
     def __init__(self, like: np.ndarray):
         self.dtype = like.dtype
 
-    def empty(self, *shape: int) -> np.ndarray:
+    def operand(self, a: np.ndarray) -> np.ndarray:
+        """An array as products read it."""
+        return a
+
+    def empty(self, *shape: int, short: bool = False) -> np.ndarray:
         return np.empty(shape, self.dtype)
 
     def zeros(self, *shape: int) -> np.ndarray:
@@ -83,8 +87,8 @@ class Kernel(ABC):
 
     align = 1  # of the scratch, in values
 
-    def __init__(self, scan: Scan, sizes: dict[str, int]):
-        self.scan, self.cell, self.sizes = scan, scan.cell, sizes
+    def __init__(self, scan: Scan, sizes: dict[str, int], short: bool = False):
+        self.scan, self.cell, self.sizes, self.short = scan, scan.cell, sizes, short
         self.inputs, self.states = [f"in_{n}" for n in scan.cell.inputs], list(scan.cell.states)
         self.families = list(scan.cell.families)
 
@@ -97,7 +101,7 @@ class Kernel(ABC):
 
     @cached_property
     def _inference(self) -> tuple[Forward, Compiled]:
-        plan = plan_forward(self.scan, self.sizes, False, self.align)
+        plan = plan_forward(self.scan, self.sizes, False, self.align, self.short)
         return plan, self.compile(plan.loop)
 
     @cached_property
@@ -114,7 +118,7 @@ class Kernel(ABC):
 
     @cached_property
     def _training_plan(self) -> Forward:
-        return plan_forward(self.scan, self.sizes, True, self.align)
+        return plan_forward(self.scan, self.sizes, True, self.align, self.short)
 
     @cached_property
     def _products(self) -> Products:
@@ -124,7 +128,10 @@ class Kernel(ABC):
     def kept(self) -> list[str]:
         """The buffers that a forward pass hands to the backward pass, beside its output."""
         plan = self._training_plan
-        states = [plan.sequences[s] for s in self.scan.stored if plan.sequences[s] not in plan.outputs.values()]
+        handed = list(plan.outputs.values())
+        states = [plan.sequences[s] for s in self.scan.stored if plan.sequences[s] not in handed]
+        if self.short:  # an output is handed out rounded: where the loop reads it, as it was, it is kept besides
+            states += [name for name in dict.fromkeys(handed) if name in self._backward_plan.loop.buffers]
         return states + list(dict.fromkeys(p.buffer for p in plan.saved.values()))
 
     def kept_width(self, name: str) -> int:
@@ -140,7 +147,7 @@ class Kernel(ABC):
         plan, compiled = self._training if train else self._inference
         parameters = [xp.ascontiguousarray(p) for p in parameters]
         arrays, edges, given = self._given(xp, inputs, parameters), {}, dict(zip(self.families, parameters))
-        matrices = {buffer: self._rows(xp, given[family], family, gates).T
+        matrices = {buffer: xp.operand(self._rows(xp, given[family], family, gates)).T
                     for buffer, family, gates, _ in plan.products}
         before = []
         for buffer, _, _, name in plan.products:
@@ -159,7 +166,7 @@ class Kernel(ABC):
         most = max((int(batch.offsets[end] - batch.offsets[begin]) for begin, end in chunks), default=0)
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
-                arrays[name] = xp.empty(most if name in passing else batch.total, b.width)
+                arrays[name] = xp.empty(most if name in passing else batch.total, b.width, short=b.short)
         weights = compiled.pack(xp, given)
         for begin, end in reversed(chunks) if reverse else chunks:
             at = slice(int(batch.offsets[begin]), int(batch.offsets[end]))
@@ -171,7 +178,8 @@ class Kernel(ABC):
                 else self._last(xp, batch, arrays[plan.sequences[s]], edges[plan.sequences[s]], reverse)
                 for s in self.states]
         kept = [arrays[name] for name in self.kept] if train else []
-        return [arrays[name] for name in plan.outputs.values()], last, kept
+        handed = [xp.operand(arrays[name]) for name in plan.outputs.values()]
+        return handed, last, kept
 
     def _last(self, xp, batch: Batch, sequence, first, reverse: bool):
         """The state of every row after its last turn; a row without steps keeps its first one."""
@@ -211,8 +219,8 @@ class Kernel(ABC):
         arrays = self._given(xp, inputs, parameters)
         by_name = dict(zip(cell.inputs, arrays.values()))
         first = {s: xp.ascontiguousarray(v) for s, v in zip(self.states, states)}
-        arrays |= zip(self.kept, kept)
         arrays |= zip(self._training_plan.outputs.values(), outputs)
+        arrays |= zip(self.kept, kept)
         edges = {f"seq_{s}": v for s, v in first.items()}
         ends = dict(zip(self.states, last))
         still = {f"up_{name}" for name, d in zip(self.scan.outputs, upstream) if d is None}
@@ -227,24 +235,24 @@ class Kernel(ABC):
                 arrays[buffer] = xp.matmul(by_name[name], self._rows(xp, given[family], family, gates).T)
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
-                arrays[name] = xp.empty(batch.total, b.width)
+                arrays[name] = xp.empty(batch.total, b.width, short=b.short)
         compiled.call(xp, batch, (0, batch.steps), not reverse, arrays, edges, compiled.pack(xp, given), still=still)
         return self._products.gradients(xp, batch, arrays, by_name, first, ends, given, reverse, needs)
 
     def _upstream(self, xp, batch: Batch, arrays, edges, name: str, d, ends: dict[str, Any], reverse: bool) -> None:
         """The gradient from outside; for a state, in the first turn of a row, with that of the last state."""
         buffer, size = f"up_{name}", self.width(name)
-        arrays[buffer] = xp.zeros(batch.rows, size) if d is None else xp.ascontiguousarray(d)
+        arrays[buffer] = xp.operand(xp.zeros(batch.rows, size) if d is None else xp.ascontiguousarray(d))
         if name in self.scan.beside:
             return
         end = ends.pop(name)
         ends[f"{name} without steps"] = end
         if d is None:
-            edges[buffer] = xp.zeros(batch.rows, size) if end is None else xp.ascontiguousarray(end)
+            edges[buffer] = xp.operand(xp.zeros(batch.rows, size) if end is None else xp.ascontiguousarray(end))
             return
         at = batch.end(reverse)
         here = arrays[buffer][at] if isinstance(at, slice) else xp.take(arrays[buffer], at)
-        edges[buffer] = here if end is None else xp.ascontiguousarray(here + end[:batch.live])
+        edges[buffer] = xp.operand(here if end is None else xp.ascontiguousarray(here + end[:batch.live]))
 
     def width(self, name: str) -> int:
         """The features of what is handed out."""

@@ -2,6 +2,9 @@
 
 A buffer is a sequence [T, B, width], rows [B, width] that each turn overwrites, or a vector parameter [width].
 Several values of one size share a buffer, side by side, so that a product outside the loop is one product.
+
+In a `short` loop matrix products multiply bfloat16, and so do sequences hold it whose values go into a product or come
+from one. States, running gradients and all sums keep the loop's dtype: what is carried on does not forgive rounding.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ class Buffer:
     name: str
     kind: str  # "sequence", "rows" or "vector"
     width: int
+    short: bool = False  # holds bfloat16
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,12 @@ class Loop:
     passes: list[Pass]
     scratch: dict[Expr, int]  # value -> offset in the scratch of its row
     scratch_row: int          # values of scratch in one row
+    short: bool = False       # products are of bfloat16
 
     def size(self, e: Expr) -> int:
         """The features of a value."""
         return self.sizes[e.dims[0]] if e.dims else 1
+
 
 @dataclass
 class Forward:
@@ -83,8 +89,8 @@ class Backward:
 class _Layout:
     """Buffers and places of one loop under construction."""
 
-    def __init__(self, scan: Scan, sizes: dict[str, int], align: int):
-        self.scan, self.sizes, self.align = scan, sizes, align
+    def __init__(self, scan: Scan, sizes: dict[str, int], align: int, short: bool):
+        self.scan, self.sizes, self.align, self.short = scan, sizes, align, short
         self.buffers: dict[str, Buffer] = {}
         self.reads: dict[Expr, Place] = {}
         self.writes: list[tuple[Expr, Place]] = []
@@ -92,15 +98,15 @@ class _Layout:
     def size(self, e: Expr) -> int:
         return self.sizes[e.dims[0]] if e.dims else 1
 
-    def buffer(self, name: str, kind: str, width: int) -> str:
-        self.buffers[name] = Buffer(name, kind, width)
+    def buffer(self, name: str, kind: str, width: int, short: bool = False) -> str:
+        self.buffers[name] = Buffer(name, kind, width, short)
         return name
 
     def slot(self, name: str, size: int) -> Place:
         """One more value at the end of a shared sequence buffer for values of this size."""
         name = f"{name}_{size}"
         used = self.buffers[name].width if name in self.buffers else 0
-        self.buffer(name, "sequence", used + size)
+        self.buffer(name, "sequence", used + size, self.short)
         return Place(name, used, size)
 
     def given(self) -> None:
@@ -112,7 +118,8 @@ class _Layout:
                 self.reads |= {family.parts[g]: Place(name, k * size, size) for k, g in enumerate(family.gates)}
         for name, e in self.scan.cell.inputs.items():
             kind = "sequence" if e.op == "input" else "rows"
-            self.reads[e] = Place(self.buffer(f"in_{name}", kind, self.size(e)), 0, self.size(e))
+            buffer = self.buffer(f"in_{name}", kind, self.size(e), self.short and kind == "sequence")
+            self.reads[e] = Place(buffer, 0, self.size(e))
 
     def before(self) -> list[tuple[str, str, list[str], str]]:
         """Places of the products before the loop: one buffer for each pair of a family and an input."""
@@ -125,14 +132,14 @@ class _Layout:
             gates = [g for g in self.scan.cell.families[family].gates if g in of_gate]
             size = self.size(of_gate[gates[0]])
             kind = "sequence" if self.scan.cell.inputs[name].op == "input" else "rows"
-            buffer = self.buffer(f"pre_{family}_{name}", kind, size * len(gates))
+            buffer = self.buffer(f"pre_{family}_{name}", kind, size * len(gates), self.short and kind == "sequence")
             self.reads |= {of_gate[g]: Place(buffer, k * size, size) for k, g in enumerate(gates)}
             products.append((buffer, family, gates, name))
         return products
 
     def finish(self, plan: Schedule) -> Loop:
         passes = [Pass(s, self.sizes[s.dims[0]] if s.dims else 1) for s in plan.stages]
-        loop = Loop(self.sizes, self.buffers, self.reads, passes, {}, 0)
+        loop = Loop(self.sizes, self.buffers, self.reads, passes, {}, 0, self.short)
         self._place_stores(loop, plan)
         self._place_scratch(loop, plan)
         self._drop_unused(loop)
@@ -162,11 +169,16 @@ class _Layout:
                 if made == number or e in self.reads or e in loop.scratch:
                     continue
                 at, place = stored_at.get(e, (None, None))
-                if at == made and self.buffers[place.buffer].kind == "sequence":
+                if at == made and self._as_it_is(place):
                     self.reads[e] = place  # it lies in memory anyway
                 else:
                     self._reserve(loop, e, self.size(e))
                     loop.passes[made].keep.append(e)
+
+    def _as_it_is(self, place: Place) -> bool:
+        """Whether a value is still there, and not rounded, in a later stage."""
+        buffer = self.buffers[place.buffer]
+        return buffer.kind == "sequence" and not buffer.short
 
     def _reserve(self, loop: Loop, e: Expr, size: int) -> None:
         loop.scratch[e] = loop.scratch_row
@@ -186,10 +198,10 @@ def _computed(e: Expr, given: Set[Expr] = frozenset()) -> Expr:
     return node("copy", e, dims=e.dims) if e.is_leaf or e in given else e
 
 
-def plan_forward(scan: Scan, sizes: dict[str, int], train: bool, align: int = 1) -> Forward:
+def plan_forward(scan: Scan, sizes: dict[str, int], train: bool, align: int = 1, short: bool = False) -> Forward:
     """Lay out the forward loop; `train` keeps what the backward loop reads. Scratch begins at multiples of `align`."""
     cell = scan.cell
-    layout = _Layout(scan, sizes, align)
+    layout = _Layout(scan, sizes, align, short)
     layout.given()
     products = layout.before()
     saved = list(scan.saved) if train else []
@@ -227,7 +239,7 @@ def plan_forward(scan: Scan, sizes: dict[str, int], train: bool, align: int = 1)
 def plan_backward(scan: Scan, sizes: dict[str, int], forward: Forward, align: int = 1) -> Backward:
     """Lay out the backward loop: gradients lie over the kept values that they are made from."""
     cell, backward = scan.cell, scan.backward
-    layout = _Layout(scan, sizes, align)
+    layout = _Layout(scan, sizes, align, forward.loop.short)
     layout.given()
     layout.before()
     # Free from the start. Below, a product that is handed out is read from there, and that must stay as it is.
@@ -252,7 +264,7 @@ def plan_backward(scan: Scan, sizes: dict[str, int], forward: Forward, align: in
         size = layout.size(e)
         # In a row's first turn the gradient of a state also holds that of the last state.
         edge = "" if n in scan.beside else "first"
-        layout.reads[e] = Place(layout.buffer(f"up_{n}", "sequence", size), 0, size, edge=edge)
+        layout.reads[e] = Place(layout.buffer(f"up_{n}", "sequence", size, layout.short), 0, size, edge=edge)
 
     after_loop = {v for pairs in backward.matrices.values() for pair in pairs for v in pair}
     for e, place in forward.saved.items():

@@ -129,7 +129,7 @@ class _Call:
 
     def input(self, name: str):
         e, rest = self.plan.cell.inputs[name], self.plan.scan.backward.inputs[name].rest
-        out = self.xp.empty(*self.inputs[name].shape)
+        out = self.xp.empty(*self.inputs[name].shape, short=self.plan.plan.loop.short and e.op == "input")
         if e.op == "constant":
             self._multiply(self.plan.of_input[name], lambda p: self._over_steps(self._sequence(p)), out)
         else:
@@ -172,12 +172,16 @@ class _Call:
         """The sequences whose outer products add up, for values d [N, size] and what they multiply."""
         if operand.op == "state":
             # The state before step t is what step t - 1 wrote, or the first state.
-            before, first, rows = self.arrays[f"seq_{operand.attr}"], self.first[operand.attr], self.batch.rows
+            before, first = map(self.xp.operand, (self.arrays[f"seq_{operand.attr}"], self.first[operand.attr]))
+            rows = self.batch.rows
             if not self.batch.is_dense:
                 start = self.batch.start(self.reverse)
                 earlier = self.xp.take(before, self.batch.previous(self.reverse))
                 earlier[start] = first[:self.batch.live]
                 return [(d, earlier)]
+            if self.plan.plan.loop.short:  # copying costs less there than a small product beside the large one
+                return [(d, self.xp.after_each_other(*((before[rows:], first) if self.reverse else
+                                                       (first, before[:-rows]))))]
             return ([(d[:-rows], before[rows:]), (d[-rows:], first)] if self.reverse else
                     [(d[rows:], before[:-rows]), (d[:rows], first)])
         if operand.op == "constant":

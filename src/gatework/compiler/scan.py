@@ -6,7 +6,7 @@ and after it if no carried value needs it. Element-wise work always stays inside
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from .expr import Expr, add, const, is_const, leaf, node, order, substitute
@@ -104,6 +104,13 @@ def split(cell: Cell, outputs: tuple[str, ...] = ()) -> Scan:
     body = tuple(e for e in forward if e not in set(before) and not e.is_leaf)
     backward, saved, stored = _backward(cell, outputs, beside, set(forward))
     return Scan(cell, outputs, beside, before, body, saved, stored, backward)
+
+
+def inside(scan: Scan, but_constants: bool = False) -> Scan:
+    """The same with the products of the inputs in the loop; those of constants stay before it if that is said."""
+    before = tuple(e for e in scan.before if but_constants and e.args[1].op == "constant")
+    forward = order([*scan.cell.next.values(), *scan.beside.values()])
+    return replace(scan, before=before, body=tuple(e for e in forward if e not in set(before) and not e.is_leaf))
 
 
 def _backward(cell: Cell, outputs: tuple[str, ...], beside: dict[str, Expr],

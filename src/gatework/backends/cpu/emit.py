@@ -14,8 +14,10 @@ from functools import partial
 from ...compiler.expr import Expr, number
 from ..plan import Place
 from ..schedule import is_invariant
+from . import tiles
 from .ir import Function, Module
 from .maths import OPERATIONS
+from .memory import Memory
 from .panels import (
     LINE,
     NEAR,
@@ -27,7 +29,7 @@ from .panels import (
     write_inner_products,
     write_packing,
 )
-from .shape import Panel, Shaped, Tiled
+from .shape import TILE_ROWS, TILES, Panel, Run, Shaped, Tiled, in_tiles
 from .target import Target
 from .threads import MEETING, SIGNATURE
 
@@ -43,8 +45,12 @@ def emit(loop: Shaped, target: Target, size: int) -> str:
     module.functions.append(MEETING)
     for step in loop.passes:
         for panel in step.panels:
-            write_inner_products(module, loop, step, panel)
-            write_packing(module, loop, step, panel)
+            if loop.short:
+                tiles.write_inner_products(module, step, panel)
+                tiles.write_packing(module, step, panel)
+            else:
+                write_inner_products(module, loop, step, panel)
+                write_packing(module, loop, step, panel)
     _Kernel(module, loop).write()
     return module.text()
 
@@ -62,23 +68,24 @@ def _tile_blocks(step: Tiled) -> int:
     return max([1, *step.wide.values()])
 
 
-class _Kernel:
+class _Kernel(Memory):
     """Writes `run`: turns, stages, tiles, and the element-wise program at the end of each tile."""
 
     def __init__(self, module: Module, loop: Shaped):
-        self.m, self.loop = module, loop
-        self.f = Function(module, "run", SIGNATURE, internal=False)
+        super().__init__(module, Function(module, "run", SIGNATURE, internal=False), loop)
         self.invariant: dict[Expr, bool] = {}
         self.index = {name: k for k, name in enumerate(loop.buffers)}
+        self.sums = tile_values(loop, module.lanes) * module.size  # bytes of the sums of a tile
 
     def write(self) -> None:
         f = self.f
         before = self._flush_denormals()
+        if self.loop.short:
+            tiles.begin(f)
         turns, first, direction = (f.load_word("%arguments", k) for k in range(3))
         offsets, sizes = (f.load_word("%arguments", k, "ptr") for k in (3, 4))
         words = 5 + 3 * len(self.loop.buffers)
         self.panels = {p.name: f.load_word("%arguments", words + k, "ptr") for k, p in enumerate(self.loop.panels)}
-        self.base, self.stride, self.edge = {}, {}, {}
         for name, k in self.index.items():
             self.base[name] = f.load_word("%arguments", 5 + 3 * k, "ptr")
             if self.loop.buffers[name].kind == "sequence":
@@ -109,6 +116,8 @@ class _Kernel:
                 self.rows = f.integer("sub", f.smaller(until, end), self.row)
                 with f.when(f.value(f"icmp sgt i64 {self.rows}, 0")):
                     self._turn(shares)
+        if self.loop.short:
+            tiles.end(f)
         if before is not None:
             f.line(f"call void @llvm.x86.sse.ldmxcsr(ptr {before})")
         f.finish()
@@ -116,9 +125,7 @@ class _Kernel:
     def _turn(self, shares: list[tuple[str, str]]) -> None:
         """All stages of a turn, for the rows of one entry."""
         f = self.f
-        self.address: dict[tuple, str] = {}
-        self._all_addresses()
-        self.scratch = f.at("%shared", f.integer("mul", self.row, self.loop.scratch_row * self.m.size))
+        self.find_all()
         for step, share in zip(self.loop.passes, shares):
             self._stage(step, self._tiling(step), share)
             with f.when(f.value(f"xor i1 {self.alone}, true")):
@@ -140,52 +147,6 @@ class _Kernel:
         f.line(f"store i32 {flags}, ptr {during}")
         f.line(f"call void @llvm.x86.sse.ldmxcsr(ptr {during})")
         return before
-
-    # ---- addresses
-
-    def _all_addresses(self) -> None:
-        """Compute, at the top of a turn, where every buffer stands."""
-        places = [p for s in self.loop.passes for _, p in s.stores]
-        places += [self.loop.reads[e] for s in self.loop.passes for e in self._read_by(s)]
-        places += [r.source for p in self.loop.panels for r in p.runs if isinstance(r.source, Place)]
-        for place in places:
-            key = (place.buffer, place.turn, place.edge)
-            if key not in self.address:
-                self.address[key] = self._address(place)
-
-    def _read_by(self, step: Tiled) -> list[Expr]:
-        """What a stage reads from memory, element by element."""
-        found = [a for e in step.stage.nodes if e.op not in ("contract", "sum") for a in e.args]
-        found += [e.args[0] for e in step.stage.sums] + [e for e, _ in step.stores]
-        return [e for e in dict.fromkeys(found) if e in self.loop.reads]
-
-    def _address(self, place: Place) -> str:
-        """Where the first row of this entry begins."""
-        f, name = self.f, place.buffer
-        buffer = self.loop.buffers[name]
-        if buffer.kind == "vector":
-            return self.base[name]
-        by_row = f.integer("mul", self.row, buffer.width * self.m.size)
-        if name not in self.stride:
-            return f.at(self.base[name], by_row)
-        row = f.integer("add", self.offset[place.turn], self.row)
-        here = f.at(self.base[name], f.integer("mul", row, self.stride[name]))
-        if not place.edge:
-            return here
-        return f.value(f"select i1 {self.at_edge[place.edge]}, ptr {f.at(self.edge[name], by_row)}, ptr {here}")
-
-    def _at(self, place: Place, row: str, unit: str) -> str:
-        """The address of a value, for one row and from one unit on."""
-        f, buffer = self.f, self.loop.buffers[place.buffer]
-        start = f.at(self.address[place.buffer, place.turn, place.edge], place.offset * self.m.size)
-        if buffer.kind != "vector":
-            start = f.at(start, f.integer("mul", row, buffer.width * self.m.size))
-        return f.at(start, f.integer("mul", unit, self.m.size))
-
-    def _scratch(self, e: Expr, row: str, unit: str = "0") -> str:
-        f = self.f
-        start = f.at(self.scratch, f.integer("mul", row, self.loop.scratch_row * self.m.size))
-        return f.at(f.at(start, self.loop.scratch[e] * self.m.size), f.integer("mul", unit, self.m.size))
 
     # ---- stages
 
@@ -212,11 +173,13 @@ class _Kernel:
         f = self.f
         for e in step.stage.sums:
             with f.loop("0", self.rows) as row:
-                f.store("zeroinitializer", self._scratch(e, row))
+                f.store("zeroinitializer", self.in_scratch(e, row))
         if not step.stage.dims:
             with f.loop("0", self.rows) as row:
                 self._row(step, {}, row, "0", None)
             return
+        if step.panels and self.loop.short:
+            self._round_operands(step)
         usual, extra, at_once = tiling
         begin, end = share
         block = f.variable("i64", begin)
@@ -236,7 +199,10 @@ class _Kernel:
                 after = f.value(f"select i1 {f.value(f'icmp slt i64 {after}, {end}')}, i64 {after}, i64 {begin}")
                 half = f.integer("and", tile, 1)
                 for panel in step.panels:
-                    self._multiply(step, panel, now, blocks, row, rows, after, half)
+                    if self.loop.short:
+                        self._multiply_tiles(step, panel, now, row, rows)
+                    else:
+                        self._multiply(step, panel, now, blocks, row, rows, after, half)
                 self._epilogue(step, now, blocks, row, rows)
                 f.line(f"store i64 {f.integer('add', tile, 1)}, ptr {index}")
                 f.line(f"store i64 {f.integer('add', row, rows)}, ptr {first}")
@@ -256,9 +222,9 @@ class _Kernel:
         done = 0
         for k, run in enumerate(panel.runs):
             if isinstance(run.source, Place):
-                operand = self._at(run.source, row, "0")
+                operand = self.at(run.source, row, "0")
             else:
-                operand = self._scratch(run.source, row)
+                operand = self.in_scratch(run.source, row)
             length = str(run.length)
             if run.skip_first:
                 length = f.value(f"select i1 {self.at_edge['first']}, i64 0, i64 {run.length}")
@@ -270,6 +236,43 @@ class _Kernel:
                 (r, b, f"call void @{inner_name(self.m, step, panel, r, b, stride)}(ptr {operand}, ptr {here}, "
                        f"i64 {length}, i1 {'true' if k else 'false'}, ptr %tile, ptr {there})")
                 for r in range(1, step.rows + 1) for b in sorted({1, step.wide.get(r, 1)})])
+
+    def _round_operands(self, step: Tiled) -> None:
+        """Round what the stage multiplies, all rows of this turn, into rows behind the sums of the tiles."""
+        f, stride = self.f, tiles.row_bytes(self.loop, step)
+        for run, at in tiles.rounded(self.loop, step):
+            # What a lagged operand would be in the first turn is not there: nothing is multiplied then.
+            rows = self.rows
+            if run.skip_first:
+                rows = f.value(f"select i1 {self.at_edge['first']}, i64 0, i64 {rows}")
+            with f.loop("0", rows) as row:
+                target = f.at(f.at("%tile", f.integer("mul", row, stride)), self.sums + at)
+                tiles.write_rounding(f, run, target, partial(self._operand, run, row))
+
+    def _operand(self, run: Run, row: str, unit: str, valid: int | None) -> str:
+        if isinstance(run.source, Place):
+            return self.load(run.source, row, unit, valid)
+        return self.f.load(self.in_scratch(run.source, row, unit), valid)
+
+    def _multiply_tiles(self, step: Tiled, panel: Panel, block: str, row: str, rows: str) -> None:
+        f, stride = self.f, tiles.row_bytes(self.loop, step)
+        behind = {run.source: at for run, at in tiles.rounded(self.loop, step)}
+        across = len(panel.slots) * step.vectors * tiles.TILE
+        start = f.at(self.panels[panel.name], f.integer("mul", block, panel.chunks * across))
+        first, done, runs = f.at("%tile", f.integer("mul", row, stride)), 0, []
+        for run in panel.runs:
+            chunks = str(in_tiles(run.length))
+            if run.skip_first:
+                chunks = f.value(f"select i1 {self.at_edge['first']}, i64 0, i64 {chunks}")
+            if tiles.lies_ready(self.loop, run):
+                operand, apart = self.at(run.source, row, "0"), 2 * self.loop.buffers[run.source.buffer].width
+            else:
+                operand, apart = f.at(first, self.sums + behind[run.source]), stride
+            runs.append(f"ptr {operand}, i64 {apart}, i64 {chunks}, ptr {f.at(start, done * across)}")
+            done += in_tiles(run.length)
+        f.choose(f.integer("sdiv", f.integer("add", rows, TILE_ROWS - 1), TILE_ROWS), {
+            down: partial(f.line, f"call void @{tiles.inner_name(step, panel, down)}(ptr %tile, {', '.join(runs)})")
+            for down in range(1, TILES + 1)})
 
     def _call_variant(self, step: Tiled, rows: str, blocks: str, calls: list[tuple[int, int, str]]) -> None:
         """Make the call that is written for this many rows and blocks."""
@@ -283,14 +286,14 @@ class _Kernel:
         Every row and gate is a place of its own, visited for one vector at a time: no hardware guesses that.
         """
         f = self.f
-        places = [self.loop.reads[e] for e in self._read_by(step)] + [p for _, p in step.stores]
+        places = [self.loop.reads[e] for e in self.read_by(step)] + [p for _, p in step.stores]
         places = [p for p in dict.fromkeys(places) if self.loop.buffers[p.buffer].kind == "sequence"]
         unit = f.integer("mul", block, step.vectors * self.m.lanes)
         with f.loop("0", rows) as k:
             row = f.integer("add", first, k)
             for place in places:
                 for line in range(step.vectors):
-                    f.prefetch(f.at(self._at(place, row, unit), line * self.m.lanes * self.m.size))
+                    f.prefetch(f.at(self.at(place, row, unit), line * self.m.lanes * self.value_size(place)))
 
     def _epilogue(self, step: Tiled, block: str, blocks: str, first: str, rows: str) -> None:
         f, lanes, tail = self.f, self.m.lanes, step.size % self.m.lanes
@@ -336,20 +339,20 @@ class _Kernel:
         for e, _ in step.stores:
             self._value(e, env, row, unit, valid)
         for e in step.stage.sums:
-            place = self._scratch(e, row)
+            place = self.in_scratch(e, row)
             part = f.keep_valid(env[e.args[0]], valid)
             f.store(f.arithmetic("fadd", f.load(place), part), place)
         for e in step.keep:
-            f.store(env[e], self._scratch(e, row, unit))
+            f.store(env[e], self.in_scratch(e, row, unit))
         for e, place in step.stores:
             if e.dims:
-                f.store(env[e], self._at(place, row, unit), valid)
+                self.store(env[e], place, row, unit, valid)
             else:
-                f.store(env[e], self._at(place, row, "0"), 1)
+                self.store(env[e], place, row, "0", 1)
 
     def _compute(self, step: Tiled, e: Expr, env: dict[Expr, str], row: str, unit: str, valid: int | None) -> None:
         if e.op == "sum":
-            place = self._scratch(e, row)
+            place = self.in_scratch(e, row)
             env[e] = self.f.total(self.f.load(place))
             self.f.store(env[e], place)  # later stages read it there
             return
@@ -367,7 +370,7 @@ class _Kernel:
             env[e] = f.number(self.loop.sizes[e.attr])
         elif e in self.loop.reads:
             place = self.loop.reads[e]
-            env[e] = f.load(self._at(place, row, unit), valid) if e.dims else f.load_spread(self._at(place, row, "0"))
+            env[e] = self.load(place, row, unit, valid) if e.dims else self.load_spread(place, row)
         else:
-            env[e] = f.load(self._scratch(e, row, unit if e.dims else "0"))
+            env[e] = f.load(self.in_scratch(e, row, unit if e.dims else "0"))
         return env[e]

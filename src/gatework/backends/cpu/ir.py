@@ -193,6 +193,35 @@ class Function:
         self.line(f"call void @llvm.masked.store.{m.suffix}.p0({m.vector} {value}, ptr {pointer}, i32 {m.size}, {bits} "
                   f"{self._mask(valid)})")
 
+    def load_short(self, pointer: str, valid: int | None = None) -> str:
+        """Load a vector of bfloat16, which is the upper half of float32."""
+        m, kind = self.module, f"<{self.module.lanes} x i16>"
+        if valid is None:
+            bits = self.value(f"load {kind}, ptr {pointer}, align 2")
+        else:
+            mask, name = f"<{m.lanes} x i1>", f"llvm.masked.load.v{m.lanes}i16.p0"
+            m.declared[f"declare {kind} @{name}(ptr, i32, {mask}, {kind})"] = None
+            bits = self.value(f"call {kind} @{name}(ptr {pointer}, i32 2, {mask} {self._mask(valid)}, {kind} "
+                              "zeroinitializer)")
+        wide = self.value(f"shl {m.integers} {self.value(f'zext {kind} {bits} to {m.integers}')}, splat (i32 16)")
+        return self.value(f"bitcast {m.integers} {wide} to {m.vector}")
+
+    def load_spread_short(self, pointer: str) -> str:
+        word = self.value(f"zext i16 {self.value(f'load i16, ptr {pointer}, align 2')} to i32")
+        return self.spread(self.value(f"bitcast i32 {self.value(f'shl i32 {word}, 16')} to float"))
+
+    def store_short(self, value: str, pointer: str, valid: int | None = None) -> None:
+        """Round to bfloat16 and store."""
+        m, kind = self.module, f"<{self.module.lanes} x i16>"
+        short = self.value(f"fptrunc {m.vector} {value} to <{m.lanes} x bfloat>")
+        if valid is None:
+            self.line(f"store <{m.lanes} x bfloat> {short}, ptr {pointer}, align 2")
+            return
+        mask, name = f"<{m.lanes} x i1>", f"llvm.masked.store.v{m.lanes}i16.p0"
+        m.declared[f"declare void @{name}({kind}, ptr, i32, {mask})"] = None
+        bits = self.value(f"bitcast <{m.lanes} x bfloat> {short} to {kind}")
+        self.line(f"call void @{name}({kind} {bits}, ptr {pointer}, i32 2, {mask} {self._mask(valid)})")
+
     def keep_valid(self, value: str, valid: int | None) -> str:
         m = self.module
         if valid is None:

@@ -7,13 +7,14 @@ from functools import cache
 from typing import Any
 
 from ...compiler import Cell, Scan, split
+from ...compiler.scan import inside
 from .. import kernel
 from ..batch import Batch, share
 from ..plan import Loop
-from . import jit, threads
+from . import jit, threads, tiles
 from .emit import emit, splits_units, tile_values
 from .panels import block_count, panel_values
-from .shape import Panel, Tiled, shape
+from .shape import TILE_ROWS, Panel, shape
 from .target import Target, target
 
 # Handing work to another thread costs some ten microseconds: below this many multiplications it does not pay.
@@ -31,9 +32,9 @@ ROWS_AT_ONCE = 1024
 class _Packing:
     """How one panel is made: the function, the row blocks that it reads, and the shape of the result."""
 
-    def __init__(self, function, panel: Panel, step: Tiled, lanes: int, cell: Cell, sizes: dict[str, int], size: int):
-        self.function, self.blocks = function, block_count(step, lanes)
-        self.values = panel_values(step, panel, lanes)
+    def __init__(self, function, panel: Panel, blocks: int, values: int, cell: Cell, sizes: dict[str, int], size: int):
+        self.function, self.blocks = function, blocks
+        self.values = values
         self.table: list[tuple[str, int]] = []  # (family, offset in bytes of a row block), for every piece and slot
         for _, matrices in panel.pieces:
             for name, gate, _ in matrices:
@@ -55,13 +56,16 @@ class Compiled:
         signature = [pointer if a.startswith("ptr") else word for a in threads.SIGNATURE]
         self.run = self.code.function("run", *signature)
         panels = [(step, panel) for step in loop.passes for panel in step.panels]
-        self.packings = [_Packing(self.code.function(f"pack_{panel.name}", *signature), panel, step, lanes, cell,
-                                  loop.sizes, size) for step, panel in panels]
+        values = tiles.panel_values if loop.short else panel_values
+        self.packings = [_Packing(self.code.function(f"pack_{panel.name}", *signature), panel, block_count(step, lanes),
+                                  values(step, panel, lanes), cell, loop.sizes, size) for step, panel in panels]
         self.multiplications = sum(panel.length * len(panel.slots) * step.size for step, panel in panels)
         self.panel_values = sum(p.values for p in self.packings)
         self.tile_values = tile_values(loop, lanes) + lanes
+        # Of rounded operands, in values of the loop, for each row of a thread.
+        self.rounded_values = max(tiles.row_bytes(loop, s) for s in loop.passes) // size if loop.short else 0
         self.shareable = splits_units(loop, lanes)
-        self.buffers = [(b.name, b.width * size) for b in loop.buffers.values()]
+        self.buffers = [(b.name, b.width * (2 if b.short else size)) for b in loop.buffers.values()]
 
     def pack(self, xp, parameters: dict[str, Any]) -> tuple[Any, list[int]]:
         """The packed panels of the weights as they are now, in one array, and the address of each.
@@ -95,11 +99,12 @@ class Compiled:
         words += weights[1]
         arguments = (ctypes.c_int64 * len(words))(*words)
         parts, together = self._parts(batch, total, xp.threads())
-        scratch = xp.empty(batch.rows * self.loop.scratch_row + len(parts) * self.tile_values)
+        # Each thread has sums of a tile, and rounded operands of its rows: a tile of few rows reads on behind them.
+        own = [self.tile_values + (count + TILE_ROWS - 1) * self.rounded_values for _, count in parts]
+        scratch = xp.empty(batch.rows * self.loop.scratch_row + sum(own))
         shared = xp.address(scratch)
-        tiles = shared + batch.rows * self.loop.scratch_row * self.size
-        parts = [(first, count, tiles + k * self.tile_values * self.size, shared)
-                 for k, (first, count) in enumerate(parts)]
+        behind = shared + batch.rows * self.loop.scratch_row * self.size
+        parts = [(first, count, behind + sum(own[:k]) * self.size, shared) for k, (first, count) in enumerate(parts)]
         threads.run(self.run, ctypes.addressof(arguments), parts, together)
 
     def _parts(self, batch: Batch, total: int, most: int) -> tuple[list[tuple[int, int]], bool]:
@@ -117,8 +122,8 @@ class Compiled:
 class Kernel(kernel.Kernel):
     """The loops of one cell as machine code."""
 
-    def __init__(self, scan: Scan, sizes: dict[str, int], bytes_per_value: int, machine: Target):
-        super().__init__(scan, sizes)
+    def __init__(self, scan: Scan, sizes: dict[str, int], bytes_per_value: int, machine: Target, short: bool = False):
+        super().__init__(scan, sizes, short)
         self.size, self.machine, self.align = bytes_per_value, machine, machine.lanes(bytes_per_value)
 
     def compile(self, loop: Loop) -> Compiled:
@@ -135,13 +140,17 @@ class Kernel(kernel.Kernel):
 
 @cache
 def _kernel(cell: Cell, outputs: tuple[str, ...], sizes: tuple[tuple[str, int], ...], bytes_per_value: int,
-            machine: Target) -> Kernel:
-    return Kernel(split(cell, outputs), dict(sizes), bytes_per_value, machine)
+            machine: Target, short: bool) -> Kernel:
+    scan = split(cell, outputs)
+    # Rows of inputs pass through a matrix unit as fast as they would be read back from memory.
+    return Kernel(inside(scan, but_constants=True) if short else scan, dict(sizes), bytes_per_value, machine, short)
 
 
-def kernel_for(cell: Cell, sizes: dict[str, int], bytes_per_value: int, outputs: tuple[str, ...] = ()) -> Kernel:
+def kernel_for(cell: Cell, sizes: dict[str, int], bytes_per_value: int, outputs: tuple[str, ...] = (),
+               short: bool = False) -> Kernel:
     """The kernel of a cell for sizes (names as in the cell) and 4 or 8 bytes per value.
 
     `outputs` names the states and recorded values to hand out for every step; the cell's output if not given.
+    `short`: multiply bfloat16 on the matrix unit. That needs 4 bytes per value and a `target()` with `tiles`.
     """
-    return _kernel(cell, outputs or (cell.output,), tuple(sorted(sizes.items())), bytes_per_value, target())
+    return _kernel(cell, outputs or (cell.output,), tuple(sorted(sizes.items())), bytes_per_value, target(), short)

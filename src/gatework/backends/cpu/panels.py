@@ -156,7 +156,7 @@ def write_packing(module: Module, loop: Shaped, step: Tiled, panel: Panel) -> No
     f.finish()
 
 
-def _by_fullness(f: Function, unit: str, total: int, write) -> None:
+def by_fullness(f: Function, unit: str, total: int, write) -> None:
     """Write for a whole vector of units, for the last part of one, and for none."""
     lanes = f.module.lanes
     rest = f.integer("sub", total, unit)
@@ -180,7 +180,7 @@ def _pack_rows(f: Function, step: Tiled, matrix: str, unit: str, target: str, le
             value = "zeroinitializer" if valid == 0 else f.load(row, None if full else valid)
             f.store(value, f.at(target, f.integer("mul", k, stride)))
 
-    _by_fullness(f, unit, step.size, write)
+    by_fullness(f, unit, step.size, write)
 
 
 def _pack_columns(f: Function, step: Tiled, matrix: str, unit: str, target: str, length: int, stride: int) -> None:
@@ -201,10 +201,10 @@ def _pack_columns(f: Function, step: Tiled, matrix: str, unit: str, target: str,
             rows = [f.load(f.at(corner, lane * length * m.size)) for lane in range(valid)]
             rows += ["zeroinitializer"] * (lanes - valid)
             out = f.at(target, f.integer("mul", k, stride))
-            for j, column in enumerate(_turned_over(f, rows)):
+            for j, column in enumerate(turned_over(f, rows)):
                 f.store(column, f.at(out, j * stride))
 
-    _by_fullness(f, unit, step.size, write)
+    by_fullness(f, unit, step.size, write)
 
 
 def _one_by_one(f: Function, first: str, valid: int, length: int, target: str, stride: int) -> None:
@@ -218,7 +218,7 @@ def _one_by_one(f: Function, first: str, valid: int, length: int, target: str, s
         f.store(value, f.at(target, f.integer("mul", k, stride)))
 
 
-def _turned_over(f: Function, rows: list[str]) -> list[str]:
+def turned_over(f: Function, rows: list[str]) -> list[str]:
     """The columns of a square of vectors: blocks of half the size change places, then those of a quarter, and so on."""
     m, rows, distance = f.module, list(rows), len(rows) // 2
     while distance:

@@ -9,6 +9,10 @@ from ...compiler.expr import Expr
 from ..plan import Loop, Pass, Place
 from .target import Target
 
+# On a matrix unit a tile is 16 rows of 16 sums, or of 32 values to multiply. Of its eight registers four hold sums, two
+# by two, so that what is loaded is used twice.
+TILE_ROWS, TILE_VALUES, TILES = 16, 32, 2
+
 
 @dataclass(frozen=True)
 class Run:
@@ -36,6 +40,16 @@ class Panel:
     def length(self) -> int:
         return sum(n for n, _ in self.pieces)
 
+    @property
+    def chunks(self) -> int:
+        """The same in tiles, each piece rounded up."""
+        return sum(in_tiles(n) for n, _ in self.pieces)
+
+
+def in_tiles(length: int) -> int:
+    """Tiles that hold so many values of each row."""
+    return -(-length // TILE_VALUES)
+
 
 @dataclass
 class Tiled(Pass):
@@ -61,20 +75,23 @@ def shape(loop: Loop, target: Target, lanes: int) -> Shaped:
     loop = Shaped(**vars(loop) | dict(passes=[Tiled(**vars(step)) for step in loop.passes]))
     for number, step in enumerate(loop.passes):
         if step.stage.products:
-            _tiles(step, target, lanes)
-            _panels(loop, step, number, target)
+            across = TILES if loop.short else 4 if target.registers >= 32 else 2  # vectors of a panel row
+            _tiles(step, target, lanes, across)
+            _panels(loop, step, number, across)
     return loop
 
 
-def _tiles(step: Tiled, target: Target, lanes: int) -> None:
+def _tiles(step: Tiled, target: Target, lanes: int, across: int) -> None:
     """Choose the tile: accumulators, one panel row and one operand must fit the register file."""
     registers, slots = target.registers, len(step.stage.products)
-    across = 4 if registers >= 32 else 2  # vectors of a panel row
     chunk = -(-slots // -(-slots // across))
     blocks = -(-step.size // lanes)
     # Of the widths that fill the registers, the one that leaves the fewest units of the last block empty.
     widths = [w for w in (across // chunk, across // chunk - 1) if 0 < w <= blocks] or [1]
     step.vectors = min(widths, key=lambda w: -(-blocks // w) * w)
+    if across == TILES:
+        step.rows = TILES * TILE_ROWS
+        return
     width = chunk * step.vectors
     step.rows = min(8, (registers - 1 - width) // width)
     blocks = -(-blocks // step.vectors)
@@ -84,7 +101,7 @@ def _tiles(step: Tiled, target: Target, lanes: int) -> None:
             step.wide[rows] = wide
 
 
-def _panels(loop: Loop, step: Tiled, number: int, target: Target) -> None:
+def _panels(loop: Loop, step: Tiled, number: int, across: int) -> None:
     by_operand: dict[tuple[Expr, int], dict[int, tuple[str, str, str]]] = {}
     for slot, e in enumerate(step.stage.products):
         seen: dict[Expr, int] = {}
@@ -94,7 +111,6 @@ def _panels(loop: Loop, step: Tiled, number: int, target: Target) -> None:
     groups: dict[tuple[int, ...], list[tuple[Expr, dict]]] = {}
     for (v, _), matrices in by_operand.items():
         groups.setdefault(tuple(sorted(matrices)), []).append((v, matrices))
-    across = 4 if target.registers >= 32 else 2
     chunk = max(1, across // step.vectors)
     for slots, operands in groups.items():
         operands.sort(key=partial(_address, loop))
@@ -115,7 +131,7 @@ def _runs(loop: Loop, operands: list[tuple[Expr, dict]]) -> tuple[Run, ...]:
     for v, _ in operands:
         place, size = loop.reads.get(v), loop.size(v)
         last = runs[-1] if runs else None
-        if (last and place and isinstance(last.source, Place)
+        if (last and place and isinstance(last.source, Place) and not loop.short  # each run fills its own tiles
                 and replace(place, offset=0, size=0) == replace(last.source, offset=0, size=0)
                 and last.source.offset + last.length == place.offset):
             runs[-1] = replace(last, length=last.length + size)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
 
 from ...compiler import Cell, Family, split
-from ...compiler.expr import order
+from ...compiler.scan import inside
 from ..batch import Batch
 from ..kernel import Numpy
 from ..plan import Forward, plan_forward
@@ -92,8 +91,7 @@ def _compiled(cell: Cell, sizes: tuple[tuple[str, int], ...], bytes_per_value: i
               machine: Target) -> tuple[Forward, Compiled]:
     """The loop of a cell that hands out all its states, with its input products inside."""
     scan = split(cell, tuple(cell.states))
-    body = tuple(e for e in order([*cell.next.values(), *scan.beside.values()]) if not e.is_leaf)
-    plan = plan_forward(replace(scan, before=(), body=body), dict(sizes), False, machine.lanes(bytes_per_value))
+    plan = plan_forward(inside(scan), dict(sizes), False, machine.lanes(bytes_per_value))
     return plan, Compiled(plan.loop, machine, bytes_per_value, cell)
 
 

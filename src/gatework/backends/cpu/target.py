@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import sys
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,6 +25,7 @@ class Target:
     features: str
     flag_flushes: bool = False   # the thread has a flag that turns denormal results into 0
     fast_division: bool = False  # a reciprocal estimate of 14 bits, one Newton step from float32
+    tiles: bool = False          # a matrix unit for bfloat16, whose tiles are 16 rows of 64 bytes (AMX)
 
     def lanes(self, bytes_per_value: int) -> int:
         return self.bits // (8 * bytes_per_value)
@@ -34,7 +37,9 @@ def _known(cpu: str, features: dict[str, bool]) -> dict[str, Target]:
     found = {}
     if platform.machine().lower() in ("x86_64", "amd64"):
         if features.get("avx512f") and features.get("avx512vl") and features.get("avx512dq"):
-            found["avx512"] = Target("avx512", 512, 32, cpu, flat + ",-prefer-256-bit", True, fast_division=True)
+            tiles = all(map(features.get, ("amx-tile", "amx-bf16", "avx512bf16", "avx512bw"))) and _may_use_tiles()
+            found["avx512"] = Target("avx512", 512, 32, cpu, flat + ",-prefer-256-bit", True, fast_division=True,
+                                     tiles=tiles)
         if features.get("avx2") and features.get("fma"):
             found["avx2"] = Target("avx2", 256, 16, "haswell", "", flag_flushes=True)
         found["sse2"] = Target("sse2", 128, 16, "x86-64", "", flag_flushes=True)
@@ -43,6 +48,14 @@ def _known(cpu: str, features: dict[str, bool]) -> dict[str, Target]:
     else:
         found["generic"] = Target("generic", 128, 16, cpu, flat)
     return found
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for the tile registers, which it gives to processes that want them, for all their threads."""
+    if sys.platform != "linux":
+        return False
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
 
 
 @cache

@@ -1,0 +1,232 @@
+"""Products of bfloat16 on a matrix unit: under autocast, and in layers of that dtype.
+
+What stays float32 is tested against a literal loop that rounds where the kernels say they do, the rest against the
+reference backend in float64, as near as 8 bits allow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from examples import CELLS, CORE, Example, assert_close
+
+import gatework
+from gatework import autograd, cells
+from gatework.autograd import dispatch
+from gatework.backends.cpu.target import target
+from gatework.compiler import Input, Matrix, State, trace
+from gatework.nn import GRU, LSTM, Recurrent
+
+needs_unit = pytest.mark.skipif(not target().tiles, reason="this CPU has no matrix unit for bfloat16")
+OTHERS = [trace(getattr(cells, name)) for name in cells.__all__ if name not in CORE]
+# Of the largest value: each product rounds both sides to 8 bits, 2e-3 of each, and three steps and their derivatives
+# pass that on. A term that is wrong or left out is off by a tenth and more.
+BOUND = 3e-2
+ODD = [(1, 1, 1, 1), (2, 17, 3, 33), (3, 40, 64, 32)]
+
+
+def under_autocast(example: Example, reverse: bool = False) -> dict[str, torch.Tensor]:
+    def run(*parts):
+        with torch.autocast("cpu", torch.bfloat16):
+            return autograd.scan(example.cell, *parts, reverse)
+
+    return example._results(torch.float32, run)
+
+
+def low(layer, *args, **options):
+    with torch.autocast("cpu", torch.bfloat16):
+        return layer(*args, **options)
+
+
+# What `switched` decides turns over where two numbers are nearer to each other than 8 bits tell.
+@needs_unit
+@pytest.mark.parametrize("cell", [c for c in (*CELLS, *OTHERS) if c.name != "switched"], ids=lambda c: c.name)
+def test_values_and_gradients_of_every_cell_are_near_those_of_float64(cell):
+    example = Example(cell, 3, 5, 7, 18, torch.float32)
+    assert_close(under_autocast(example), example.expected(), BOUND)
+
+
+@needs_unit
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru, cells.gru_reset_before, cells.layer_norm_gru])
+@pytest.mark.parametrize("sizes", ODD, ids=str)
+def test_odd_sizes_from_the_last_step_to_the_first(cell, sizes):
+    example = Example(trace(cell), *sizes, torch.float32)
+    assert_close(under_autocast(example, True), example.expected(True), BOUND)
+
+
+def short(t: torch.Tensor) -> torch.Tensor:
+    """Rounded as operands are, in float64."""
+    return t.float().bfloat16().double()
+
+
+@needs_unit
+@pytest.mark.parametrize("sizes", [*ODD, (6, 33, 37, 100)], ids=str)
+def test_only_operands_of_products_are_rounded(sizes):
+    T, B, I, H = sizes  # noqa: E741
+    torch.manual_seed(0)
+    layer = LSTM(I, H)
+    x = torch.randn(T, B, I)
+    with torch.no_grad():
+        output, (h, c) = low(layer, x)
+    W, U, b, d = (p.detach().double() for p in layer.parameters())
+    expected = before = torch.zeros(B, H, dtype=torch.float64)
+    for step in x:
+        i, f, g, o = (short(step) @ short(W).T + b + short(before) @ short(U).T + d).chunk(4, 1)
+        expected = f.sigmoid() * expected + i.sigmoid() * g.tanh()
+        before = o.sigmoid() * expected.tanh()
+    # float32 sums. Where the literal loop and the kernel round h to different neighbours they would differ by 4e-3
+    # times a weight; with some hundred values that lie within 1e-7 of each other it does not happen.
+    torch.testing.assert_close(c[0], expected.float(), rtol=0, atol=2e-6)
+    torch.testing.assert_close(h[0], before.float(), rtol=0, atol=2e-6)
+    assert torch.equal(output[-1], h[0].bfloat16())
+
+
+@needs_unit
+def test_a_state_is_carried_on_in_float32():
+    def count(x: Input, h: State, W: Matrix):
+        return dict(h=h + W @ x)
+
+    layer = Recurrent(count, 1, 1).bfloat16()
+    layer.weight_ih_l0.data.fill_(2.0**-10)
+    output, _ = layer(torch.ones(300, 1, 1).bfloat16(), torch.ones(1, 1, 1).bfloat16())
+    assert output.dtype == torch.bfloat16
+    assert output[-1].item() == pytest.approx(1 + 300 * 2**-10, rel=2**-8)  # added up in bfloat16 it would stay 1
+
+
+def compared(layer, x, **options):
+    """Results and gradients of the layer under autocast, and of one in float64 by the reference backend."""
+    import copy
+
+    exact = copy.deepcopy(layer).double()
+    exact.backend = "reference"
+    found = []
+    for run, given in ((low, x), (lambda layer, *a, **o: layer(*a, **o), x.double())):
+        given = given.clone().requires_grad_()
+        used = layer if run is low else exact
+        output, states, *records = run(used, given, **options)
+        states = states if isinstance(states, tuple) else (states,)
+        gates = records[0] if records else {}
+        sum((v.double() * torch.linspace(-1, 1, v.numel()).view_as(v)).sum()
+            for v in (output, *states, *gates.values())).backward()
+        found.append([output, *states, *gates.values(), given.grad, *(p.grad for p in used.parameters())])
+    return found
+
+
+def assert_near(found, expected, bound=BOUND):
+    for k, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert (a.double() - b).norm() <= bound * b.norm() + 1e-3, k
+
+
+@needs_unit
+@pytest.mark.parametrize("reset", [False, True])
+def test_ragged_rows_resets_recorded_gates_both_directions_and_layers_go_together(reset):
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 3)
+    options = dict(lengths=torch.tensor([2, 4, 0, 1, 4]), record=("f", "c"))
+    if reset:
+        options["resets"] = torch.rand(4, 5) < 0.3
+    assert_near(*compared(LSTM(3, 20, num_layers=2, bidirectional=True), x, **options))
+
+
+@needs_unit
+@pytest.mark.parametrize("layer", [LSTM, GRU])
+def test_checkpoints_give_the_same_gradients(layer):
+    torch.manual_seed(0)
+    assert_near(*compared(layer(3, 40, checkpoint_every=3), torch.randn(7, 2, 3)))
+
+
+@needs_unit
+@pytest.mark.parametrize("sizes", [(4, 33, 20, 48), (3, 20, 64, 512)], ids=["threads own rows", "threads share units"])
+def test_threads_change_no_value(sizes):
+    T, B, I, H = sizes  # noqa: E741
+    torch.manual_seed(0)
+    layer, x = LSTM(I, H), torch.randn(T, B, I, requires_grad=True)
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            output, _ = low(layer, x)
+            found.append([output, *torch.autograd.grad(output.float().square().sum(), [x, *layer.parameters()])])
+    finally:
+        torch.set_num_threads(1)
+    for k, (a, b) in enumerate(zip(*found)):
+        if k == 0:
+            assert torch.equal(a, b)  # nothing is added up in another order
+        else:
+            # the large products after the loop are shared out too: sums in another order, rounded to 8 bits
+            torch.testing.assert_close(a, b, rtol=2**-7, atol=2**-8 * a.abs().max().item())
+
+
+@needs_unit
+def test_nan_in_one_row_stays_in_that_row():
+    x = torch.randn(3, 20, 2)
+    x[1, 2] = torch.nan
+    output, _ = low(GRU(2, 37), x)
+    assert output[1:, 2].isnan().all()
+    assert output[:1].isfinite().all()
+    assert output[:, [k for k in range(20) if k != 2]].isfinite().all()
+
+
+@needs_unit
+def test_a_layer_of_bfloat16_runs_on_the_kernels_and_gives_bfloat16(monkeypatch):
+    torch.manual_seed(0)
+    layer = LSTM(5, 7).bfloat16()
+    x = torch.randn(3, 2, 5).bfloat16().requires_grad_()
+    monkeypatch.setattr(dispatch.reference, "run", None)
+    output, (h, c) = layer(x)
+    made = torch.autograd.grad(output.sum(), [x, *layer.parameters()])
+    assert {t.dtype for t in (output, h, c, *made)} == {torch.bfloat16}
+    exact = LSTM(5, 7)
+    exact.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(output.float(), exact(x.float())[0], rtol=0, atol=2e-2)  # 8 bits, three steps
+
+
+@needs_unit
+def test_a_gradient_of_a_gradient_comes_from_the_reference_backend():
+    torch.manual_seed(0)
+    layer = GRU(2, 3)
+    found = []
+    for run in (low, lambda layer, x: layer(x)):
+        x = torch.ones(2, 1, 2, requires_grad=True)
+        first, = torch.autograd.grad(run(layer, x)[0].float().square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), x)[0])
+    torch.testing.assert_close(*found, rtol=0.1, atol=1e-4)  # 8 bits, twice
+
+
+@pytest.mark.parametrize("unit", [pytest.param(True, marks=needs_unit), False], ids=["matrix unit", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32 input", "bfloat16 input"])
+def test_autocast_gives_outputs_of_its_dtype_and_states_of_the_parameters_on_every_cpu(unit, dtype, monkeypatch):
+    if not unit:
+        monkeypatch.setattr(dispatch, "target", lambda: replace(target(), tiles=False))
+    torch.manual_seed(0)
+    layer, x = LSTM(3, 6, num_layers=2), torch.randn(4, 2, 3)
+    output, (h, c) = low(layer, x.to(dtype), record="f")[:2]
+    output.float().sum().backward()
+    assert (output.dtype, h.dtype, c.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in layer.parameters())
+    expected, _ = layer(x)
+    torch.testing.assert_close(output.float(), expected, rtol=0, atol=2e-2)  # 8 bits
+
+
+def test_without_a_matrix_unit_autocast_multiplies_float32(monkeypatch):
+    monkeypatch.setattr(dispatch, "target", lambda: replace(target(), tiles=False))
+    layer, x = GRU(3, 6), torch.randn(4, 2, 3)
+    output, h = low(layer, x)
+    expected, last = layer(x)
+    assert torch.equal(output, expected.bfloat16())
+    assert torch.equal(h, last)
+
+
+def test_a_compiled_layer_has_the_same_dtypes_under_autocast():
+    layer, x = LSTM(3, 6), torch.randn(4, 2, 3)
+    output, (h, _) = low(torch.compile(layer, backend="aot_eager", fullgraph=True), x)
+    assert (output.dtype, h.dtype) == (torch.bfloat16, torch.float32)
+
+
+@needs_unit
+def test_kernels_of_another_dtype_say_what_they_serve():
+    with pytest.raises(ValueError, match="bfloat16 on one with a matrix unit.*float16"):
+        LSTM(3, 4, backend="cpu").half()(torch.zeros(2, 1, 3).half())
+    assert gatework.nn.LSTM(3, 4, backend="cpu").bfloat16()(torch.zeros(2, 1, 3).bfloat16())[0].shape == (2, 1, 4)
