@@ -1,5 +1,6 @@
 # make demo    train a language model on the Python language reference (about two minutes on two cores)
-# make test    run the tests            make bench   measure against torch and JAX
+# make test    run the tests            make bench   measure against torch, JAX, ONNX Runtime and OpenVINO (minutes)
+# make bench-full  every size and cell (hours)  make bench-scaling  how cost grows with T, B, H and threads (minutes)
 # make results train every recipe on real data, write docs/results.md (hours; goes on where it stopped)
 # make golden  rewrite the golden files make lint    check the style         make setup   install everything
 #
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: setup demo test bench results golden lint
+.PHONY: setup demo test bench bench-full bench-scaling results golden lint
 setup: .venv/installed-all
 
 .venv/made: constraints.txt
@@ -38,8 +39,16 @@ golden: .venv/installed-test
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 
+# A few minutes; the full run takes hours, most of it in torch.compile, and draws docs/bench.png and .svg.
 bench: .venv/installed-bench
+	$(BIN)/python benchmarks/bench.py --quick
+
+bench-full: .venv/installed-bench
 	$(BIN)/python benchmarks/bench.py --json benchmarks/results.json
+	$(BIN)/python benchmarks/chart.py benchmarks/results.json --out docs/bench
+
+bench-scaling: .venv/installed-bench
+	$(BIN)/python benchmarks/scaling.py --json benchmarks/scaling.json --out docs/scaling
 
 # QUICK=--quick for small runs in minutes; ONLY="--only tag music" for some of the recipes.
 results: .venv/installed-recipes

@@ -1,38 +1,41 @@
-"""What is timed: torch modules and functions in this process, the JAX scan in another, all with the same interface.
+"""What is timed: by case and name, functions that make a contestant for sizes T, B, I, H.
 
 A contestant has `results()`, its output and gradients for the check before the timing, and `run(n)`, the seconds of n
 repetitions. Training is the forward pass and the gradients of the input and of every parameter, for a dense random
 upstream gradient and a first state of zeros. Before every training repetition, outside of the timed part, each torch
 parameter is written to, as an optimizer would, so that nothing which is kept per version of the weights (packed
-panels, in gatework) is kept from one repetition to the next.
+panels, in gatework) is kept from one repetition to the next. In inference the weights stay as they are, so everybody
+may keep what was made of them.
+
+Every contestant is made in a process of its own (worker.py), from the same seed: all of a case have the same weights,
+input and upstream gradient.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
+from groups import OURS
 from own_cell import leaky_memory
 from peers import EAGER
 from torch import Tensor
 
 import gatework
 
-# Relative to the norm of each array. float32 sums of up to 8000 terms, added in another order, differ by some 1e-6 of
-# it; a wrong term in an equation, or one that is left out, by 1e-2 or more.
-TOLERANCE = 2e-5
-HERE = Path(__file__).parent
+UNROLLED = 128  # steps up to which a loop is given to torch.compile, which writes code for each of them
+
+Sizes = tuple[int, int, int, int]
 
 
-class WrongResults(Exception):
-    """A contestant differs from its peer, and so is not timed."""
+class NotMeasured(Exception):
+    """A contestant that cannot run here, or not at this size; the message says why."""
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Training:
         return output, *torch.autograd.grad(output, [self.x, *self.parameters], self.upstream)
 
     def results(self) -> list[np.ndarray]:
-        return [v.detach().numpy() for v in self.step()]
+        return [v.detach().float().numpy() for v in self.step()]
 
     def run(self, repetitions: int) -> list[float]:
         seconds = []
@@ -63,18 +66,19 @@ class Training:
 
 @dataclass
 class Inference:
-    """eval() and no_grad(); the weights stay as they are, so both sides may keep what they made of them."""
+    """eval() and no_grad(); with bfloat16, autocast is entered once, as around an evaluation."""
 
     layer: torch.nn.Module
     x: Tensor
+    bfloat16: bool = False
 
     def results(self) -> list[np.ndarray]:
-        with torch.no_grad():
-            return [self.layer.eval()(self.x)[0].numpy()]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, self.bfloat16):
+            return [self.layer.eval()(self.x)[0].float().numpy()]
 
     def run(self, repetitions: int) -> list[float]:
         seconds = []
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, self.bfloat16):
             for _ in range(repetitions):
                 start = time.perf_counter()
                 self.layer(self.x)
@@ -82,97 +86,163 @@ class Inference:
         return seconds
 
 
-class JaxScan:
-    """A jitted scan with its gradients, in the worker process."""
+def layer_norm_lstm(I: int, H: int) -> gatework.nn.LayerNormLSTM:
+    """Gains of 0.1, with which Cooijmans et al. (2017) start normalised states.
 
-    _worker: subprocess.Popen | None = None
-    version = None
-
-    def __init__(self, cell: str, training: Training, folder: Path):
-        file = folder / f"{cell}.npz"
-        np.savez(file, *(v.detach().numpy() for v in (training.upstream, training.x, *training.parameters)))
-        answer = self._ask({"cell": cell, "file": str(file)})
-        JaxScan.version = answer["version"]
-        with np.load(answer["file"]) as stored:
-            self._results = [stored[f"arr_{k}"] for k in range(len(stored.files))]
-
-    def results(self) -> list[np.ndarray]:
-        return self._results
-
-    def run(self, repetitions: int) -> list[float]:
-        return self._ask({"run": repetitions})["seconds"]
-
-    @classmethod
-    def _ask(cls, request: dict) -> dict:
-        if cls._worker is None:
-            cls._worker = subprocess.Popen([sys.executable, str(HERE / "jax_worker.py")], text=True,
-                                           stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        print(json.dumps(request), file=cls._worker.stdin, flush=True)
-        line = cls._worker.stdout.readline()
-        if not line:
-            raise RuntimeError("the JAX worker has ended; its own message stands above")
-        return json.loads(line)
-
-    @classmethod
-    def close(cls) -> None:
-        if cls._worker is not None:
-            cls._worker.stdin.close()
-            cls._worker.wait(30)
-            cls._worker = None
+    With gains of 1 and random weights the state is chaotic: the last digits decide what it is some hundred steps later,
+    gradients explode, and there is nothing to compare.
+    """
+    layer = gatework.nn.LayerNormLSTM(I, H)
+    for gain in (layer.gx_l0, layer.gh_l0):
+        torch.nn.init.constant_(gain, 0.1)
+    return layer
 
 
-def check(name: str, found: list[np.ndarray], expected: list[np.ndarray]) -> None:
-    """Raise WrongResults if a result differs: what is wrong is not timed."""
-    for k, (a, b) in enumerate(zip(found, expected, strict=True)):
-        what = "output" if k == 0 else "gradient of the input" if k == 1 else f"gradient of parameter {k - 2}"
-        error = np.linalg.norm(a - b) / np.linalg.norm(b)
-        if not error <= TOLERANCE:  # nan is wrong, too
-            raise WrongResults(f"{name}: the {what} is {error:.1e} off where {TOLERANCE:.0e} is allowed; not timing it")
+LAYERS = {
+    "lstm": gatework.nn.LSTM,
+    "gru": gatework.nn.GRU,
+    "rnn": gatework.nn.RNN,
+    "two-layers": partial(gatework.nn.LSTM, num_layers=2),
+    "bidirectional": partial(gatework.nn.LSTM, bidirectional=True),
+    "peephole": gatework.nn.PeepholeLSTM,
+    "coupled": gatework.nn.CoupledLSTM,
+    "layer-norm": layer_norm_lstm,
+    "projected": lambda I, H: gatework.nn.LSTM(I, H, proj_size=H // 2),
+    "reset-before": partial(gatework.nn.Recurrent, gatework.cells.gru_reset_before),
+    "own": partial(gatework.nn.Recurrent, leaky_memory),
+}
+TWINS = {
+    "lstm": torch.nn.LSTM,
+    "gru": torch.nn.GRU,
+    "rnn": torch.nn.RNN,
+    "two-layers": partial(torch.nn.LSTM, num_layers=2),
+    "bidirectional": partial(torch.nn.LSTM, bidirectional=True),
+    "projected": lambda I, H: torch.nn.LSTM(I, H, proj_size=H // 2),
+}
 
 
-def training(layer: torch.nn.Module, x: Tensor, upstream: Tensor) -> Training:
-    return Training(lambda x: layer(x)[0], list(layer.parameters()), x, upstream)
+def layer_of(cell: str, sizes: Sizes) -> gatework.nn.Recurrent:
+    torch.manual_seed(1)
+    return LAYERS[cell](*sizes[2:])
 
 
-def twins(name: str, sizes: tuple[int, int, int, int]) -> dict:
-    """gatework's layer and torch.nn's of the same name, with the same parameters."""
-    x, upstream = data(sizes)
-    theirs = getattr(torch.nn, name)(*sizes[2:])
-    ours = getattr(gatework.nn, name)(*sizes[2:])
-    ours.load_state_dict(theirs.state_dict())
-    found = {"gatework": training(ours, x, upstream), "torch.nn": training(theirs, x, upstream)}
-    check(f"gatework.nn.{name} {sizes}", found["gatework"].results(), found["torch.nn"].results())
-    return found
+def twin_of(cell: str, sizes: Sizes) -> torch.nn.Module:
+    """torch.nn's layer with the weights of ours."""
+    theirs = TWINS[cell](*sizes[2:])
+    theirs.load_state_dict(layer_of(cell, sizes).state_dict())
+    return theirs
 
 
-def inference(sizes: tuple[int, int, int, int]) -> dict:
-    x = data(sizes)[0].detach()
-    theirs = torch.nn.LSTM(*sizes[2:])
-    ours = gatework.nn.LSTM(*sizes[2:])
-    ours.load_state_dict(theirs.state_dict())
-    found = {"gatework": Inference(ours, x), "torch.nn": Inference(theirs, x)}
-    check(f"gatework.nn.LSTM in evaluation {sizes}", found["gatework"].results(), found["torch.nn"].results())
-    return found
-
-
-def loops(cell: str, sizes: tuple[int, int, int, int], folder: Path) -> dict:
-    """gatework's layer, the eager loop and the JAX scan, and for the peephole LSTM our own plain LSTM beside it."""
-    x, upstream = data(sizes)
-    layer = {"peephole": lambda: gatework.nn.PeepholeLSTM(*sizes[2:]),
-             "own": lambda: gatework.nn.Recurrent(leaky_memory, *sizes[2:])}[cell]()
-    ours = training(layer, x, upstream)
-    found = {"gatework": ours,
-             "eager loop": Training(lambda x: EAGER[cell](x, *ours.parameters), ours.parameters, x, upstream),
-             "JAX scan": JaxScan(cell, ours, folder)}
-    expected = found["eager loop"].results()
-    for name in ("gatework", "JAX scan"):
-        check(f"{name}, {cell} {sizes}", found[name].results(), expected)
-    if cell == "peephole":
-        found["gatework LSTM"] = twins("LSTM", sizes)["gatework"]
-    return found
-
-
-def data(sizes: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+def data(sizes: Sizes, features: int | None = None) -> tuple[Tensor, Tensor]:
+    """The input and the upstream gradient of an output of so many features, H if not given."""
     torch.manual_seed(0)
-    T, B, I, H = sizes  # noqa: E741
-    return torch.randn(T, B, I, requires_grad=True), torch.randn(T, B, H)
+    T, B, I, H = sizes
+    return torch.randn(T, B, I, requires_grad=True), torch.randn(T, B, features or H)
+
+
+def training(call: Callable[[Tensor], Tensor], layer: torch.nn.Module, x: Tensor, upstream: Tensor) -> Training:
+    return Training(call, list(layer.parameters()), x, upstream)
+
+
+def train(make: Callable, cell: str, sizes: Sizes) -> Training:
+    layer = make(cell, sizes)
+    return training(lambda x: layer(x)[0], layer, *data(sizes, layer_of(cell, sizes).output_size))
+
+
+def train_bfloat16(make: Callable, cell: str, sizes: Sizes) -> Training:
+    """Forward under autocast and backward outside of it, as torch says to do."""
+    made = train(make, cell, sizes)
+    plain = made.call
+
+    def call(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return plain(x)
+
+    return Training(call, made.parameters, made.x, made.upstream.to(call(made.x).dtype))
+
+
+def infer(make: Callable, cell: str, sizes: Sizes, bfloat16: bool = False) -> Inference:
+    return Inference(make(cell, sizes), data(sizes)[0].detach(), bfloat16)
+
+
+def without_onednn(make: Callable, sizes: Sizes):
+    torch.backends.mkldnn.set_flags(False)  # of this process, which has no other contestant
+    return make(sizes)
+
+
+def loop(compiler: Callable, cell: str, sizes: Sizes) -> Training:
+    """The loop of peers.py, over the parameters of our layer."""
+    layer = layer_of(cell, sizes)
+    function, parameters = compiler(EAGER[cell]), list(layer.parameters())
+    return Training(lambda x: function(x, *parameters), parameters, *data(sizes, layer.output_size))
+
+
+def compiled(cell: str, sizes: Sizes) -> Training:
+    if sizes[0] > UNROLLED:
+        raise NotMeasured(f"torch.compile unrolls the loop: not tried for more than {UNROLLED} steps")
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise NotMeasured("no C++ compiler")
+    return loop(partial(torch.compile, fullgraph=True, dynamic=False), cell, sizes)
+
+
+def jax_training(cell: str, sizes: Sizes):
+    import jax_peers
+    layer = layer_of(cell, sizes)
+    x, upstream = data(sizes, layer.output_size)
+    return jax_peers.training(cell, [v.detach().numpy() for v in (x, *layer.parameters())], upstream.numpy())
+
+
+def jax_inference(cell: str, sizes: Sizes):
+    import jax_peers
+    given = (data(sizes)[0], *layer_of(cell, sizes).parameters())
+    return jax_peers.inference(cell, [v.detach().numpy() for v in given])
+
+
+def onnx_runtime(cell: str, sizes: Sizes):
+    from runtimes import OnnxRuntime
+    return OnnxRuntime(layer_of(cell, sizes), data(sizes)[0].detach().numpy())
+
+
+def openvino(cell: str, sizes: Sizes, precision: str = "f32"):
+    from runtimes import OpenVino
+    return OpenVino(layer_of(cell, sizes), data(sizes)[0].detach().numpy(), precision)
+
+
+def twins(how: Callable, cell: str) -> dict[str, Callable]:
+    return {OURS: partial(how, layer_of, cell), "torch.nn": partial(how, twin_of, cell)}
+
+
+def loops(cell: str) -> dict[str, Callable]:
+    """Ours and what else there is for a cell that torch.nn does not have."""
+    return {OURS: partial(train, layer_of, cell), "eager loop": partial(loop, lambda function: function, cell),
+            "torch.jit.script": partial(loop, torch.jit.script, cell), "torch.compile": partial(compiled, cell),
+            "JAX scan": partial(jax_training, cell)}
+
+
+CASES: dict[str, dict[str, Callable]] = {
+    "lstm": twins(train, "lstm") | {
+        "torch.nn without oneDNN": partial(without_onednn, partial(train, twin_of, "lstm")),
+        "JAX scan": partial(jax_training, "lstm")},
+    "inference": twins(infer, "lstm") | {
+        "torch.nn without oneDNN": partial(without_onednn, partial(infer, twin_of, "lstm")),
+        "ONNX Runtime": partial(onnx_runtime, "lstm"), "OpenVINO": partial(openvino, "lstm"),
+        "JAX scan": partial(jax_inference, "lstm")},
+    "gru": twins(train, "gru") | {"JAX scan": partial(jax_training, "gru")},
+    "rnn": twins(train, "rnn") | {"JAX scan": partial(jax_training, "rnn")},
+    "peephole": loops("peephole") | {"gatework LSTM": partial(train, layer_of, "lstm")},
+    "coupled": loops("coupled"),
+    "layer-norm": loops("layer-norm"),
+    "projected": loops("projected") | {"torch.nn": partial(train, twin_of, "projected")},
+    "reset-before": loops("reset-before"),
+    "own": loops("own"),
+    "lstm-bfloat16": twins(train_bfloat16, "lstm"),
+    "inference-bfloat16": twins(partial(infer, bfloat16=True), "lstm") | {
+        "OpenVINO": partial(openvino, "lstm", precision="bf16")},
+    "two-layers": twins(train, "two-layers"),
+    "bidirectional": twins(train, "bidirectional"),
+}
+
+
+def make(case: str, name: str, sizes: Sizes):
+    from sequences import SEQUENCES
+    return (CASES | SEQUENCES)[case][name](sizes)

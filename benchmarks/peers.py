@@ -1,6 +1,7 @@
 """The peers written by hand: the equations as a loop in eager torch, with the input product taken out of the loop.
 
-Each takes the input [T, B, I] and the parameters in the order of the cell, and returns the output [T, B, H].
+Each takes the input [T, B, I] and the parameters in the order of the cell, and returns the output [T, B, size]. Those
+in EAGER are also what `torch.jit.script` and `torch.compile` are given, so they keep to what TorchScript understands.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 
 def peephole_lstm(x: Tensor, W: Tensor, U: Tensor, p: Tensor, b: Tensor) -> Tensor:
-    h = c = x.new_zeros(x.shape[1], U.shape[1])
+    h = c = torch.zeros([x.shape[1], U.shape[1]])
     pi, pf, po = p.chunk(3)
     outputs = []
     for wx in functional.linear(x, W, b).unbind():
@@ -23,8 +24,56 @@ def peephole_lstm(x: Tensor, W: Tensor, U: Tensor, p: Tensor, b: Tensor) -> Tens
     return torch.stack(outputs)
 
 
+def coupled_lstm(x: Tensor, W: Tensor, U: Tensor, b: Tensor) -> Tensor:
+    h = c = torch.zeros([x.shape[1], U.shape[1]])
+    outputs = []
+    for wx in functional.linear(x, W, b).unbind():
+        i, g, o = (wx + functional.linear(h, U)).chunk(3, -1)
+        c = torch.lerp(c, torch.tanh(g), torch.sigmoid(i))
+        h = torch.sigmoid(o) * torch.tanh(c)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def layer_norm_lstm(x: Tensor, W: Tensor, U: Tensor, gx: Tensor, gh: Tensor, gc: Tensor, b: Tensor) -> Tensor:
+    H = U.shape[1]
+    h = c = torch.zeros([x.shape[1], H])
+    bias, shift = b[:4 * H], b[4 * H:]
+    outputs = []
+    for wx in functional.layer_norm(functional.linear(x, W), [4 * H], gx, bias).unbind():
+        i, f, g, o = (wx + functional.layer_norm(functional.linear(h, U), [4 * H], gh)).chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(functional.layer_norm(c, [H], gc, shift))
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def projected_lstm(x: Tensor, W: Tensor, U: Tensor, b: Tensor, d: Tensor, R: Tensor) -> Tensor:
+    h, c = torch.zeros([x.shape[1], R.shape[0]]), torch.zeros([x.shape[1], R.shape[1]])
+    outputs = []
+    for wx in functional.linear(x, W, b + d).unbind():
+        i, f, g, o = (wx + functional.linear(h, U)).chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = functional.linear(torch.sigmoid(o) * torch.tanh(c), R)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def gru_reset_before(x: Tensor, W: Tensor, U: Tensor, b: Tensor) -> Tensor:
+    H = U.shape[1]
+    h = torch.zeros([x.shape[1], H])
+    gates, candidate = U[:2 * H], U[2 * H:]
+    outputs = []
+    for wx in functional.linear(x, W, b).unbind():
+        r, z = torch.sigmoid(wx[:, :2 * H] + functional.linear(h, gates)).chunk(2, -1)
+        n = torch.tanh(wx[:, 2 * H:] + functional.linear(r * h, candidate))
+        h = torch.lerp(n, h, z)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
 def leaky_memory(x: Tensor, W: Tensor, U: Tensor, q: Tensor, r: Tensor, b: Tensor) -> Tensor:
-    h = m = x.new_zeros(x.shape[1], U.shape[1])
+    h = m = torch.zeros([x.shape[1], U.shape[1]])
     leak = torch.sigmoid(r)
     outputs = []
     for wx in functional.linear(x, W, b).unbind():
@@ -36,7 +85,8 @@ def leaky_memory(x: Tensor, W: Tensor, U: Tensor, q: Tensor, r: Tensor, b: Tenso
     return torch.stack(outputs)
 
 
-EAGER = {"peephole": peephole_lstm, "own": leaky_memory}
+EAGER = {"peephole": peephole_lstm, "coupled": coupled_lstm, "layer-norm": layer_norm_lstm,
+         "projected": projected_lstm, "reset-before": gru_reset_before, "own": leaky_memory}
 
 
 def lstm_with_gates(x: Tensor, W: Tensor, U: Tensor, b: Tensor, d: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,6 +1,7 @@
-"""Measurements that need a process of their own: `python probes.py first-call CELL | memory WHO | import MODULE`.
+"""Measurements that need a process of their own, each prints one JSON object:
 
-Each prints one JSON object.
+    python probes.py first-call CELL | memory WHO T B I H | import HOW MODULE | limits | compiled T B I H ... |
+                     per-step T B I H
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ import ctypes
 import gc
 import importlib
 import json
+import os
 import statistics
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
+from machine import THREADS, second_cache
+
+PRODUCT = 3000  # rows and columns
 FIRST_CALL_SIZES = (10, 4, 64, 256)
-MEMORY_SIZES = (1000, 32, 256, 256)
-LONG_SIZES = (100_000, 1, 256, 256)
 FIRST_CALL_CELLS = ("elman", "lstm", "peephole_lstm", "coupled_lstm", "gru", "gru_reset_before", "projected_lstm",
-                    "leaky_memory")
+                    "layer_norm_lstm", "leaky_memory")
 
 
 def first_call(name: str) -> dict:
@@ -27,7 +31,7 @@ def first_call(name: str) -> dict:
     from own_cell import leaky_memory
 
     import gatework.nn
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     T, B, I, H = FIRST_CALL_SIZES
     x = torch.randn(T, B, I, requires_grad=True)
     # torch starts its own threads and autograd engine on first use; that is none of ours
@@ -51,7 +55,7 @@ def resident() -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:"))
 
 
-def memory(who: str) -> dict:
+def memory(who: str, *sizes: str) -> dict:
     """Bytes that the process grows by from before the first forward pass to after it, its graph still alive.
 
     Resident memory and not the saved tensors: it counts what an operator hides (workspaces, copies, buffers that it
@@ -61,10 +65,10 @@ def memory(who: str) -> dict:
     import torch
 
     import gatework
-    torch.set_num_threads(2)
-    T, B, I, H = LONG_SIZES if who.startswith("long") else MEMORY_SIZES
-    layer = {"gatework": gatework.nn.LSTM, "torch.nn": torch.nn.LSTM, "long": gatework.nn.LSTM,
-             "long-checkpoints": partial(gatework.nn.LSTM, checkpoint_every="auto")}[who](I, H)
+    torch.set_num_threads(THREADS)
+    T, B, I, H = map(int, sizes)
+    layer = {"gatework": gatework.nn.LSTM, "torch.nn": torch.nn.LSTM,
+             "checkpoints": partial(gatework.nn.LSTM, checkpoint_every="auto")}[who](I, H)
     x = torch.randn(T, B, I, requires_grad=True)
     layer(x[:2])[0].sum().backward()
     gc.collect()
@@ -76,9 +80,12 @@ def memory(who: str) -> dict:
     return {"bytes": held, "output": output.nbytes}
 
 
-def import_time(module: str) -> dict:
-    """Seconds of the import in an interpreter in which torch cannot be imported; a cell must trace there."""
-    sys.modules["torch"] = None
+def import_time(how: str, module: str) -> dict:
+    """Seconds of the import: "after torch" has been imported, or where it cannot be; a cell must trace in each."""
+    if how == "after torch":
+        importlib.import_module("torch")
+    else:
+        sys.modules["torch"] = None
     start = time.perf_counter()
     importlib.import_module(module)
     seconds = time.perf_counter() - start
@@ -87,6 +94,95 @@ def import_time(module: str) -> dict:
     return {"seconds": seconds}
 
 
+def limits() -> dict:
+    """What the machine does at best with two threads: operations and bytes in a second."""
+    import torch
+    torch.set_num_threads(THREADS)
+
+    def products(dtype) -> float:
+        a, b = (torch.randn(PRODUCT, PRODUCT).to(dtype) for _ in range(2))
+        return 2 * PRODUCT ** 3 / fastest(lambda: torch.mm(a, b))
+
+    def bytes_read(megabytes: int) -> float:
+        matrix = torch.randn(megabytes * 2 ** 18 // 1024, 1024)
+        vector, out = torch.randn(1024), torch.empty(len(matrix))
+        return matrix.nbytes / fastest(lambda: torch.mv(matrix, vector, out=out))
+
+    def triad(megabytes: int) -> float:
+        a, b, c = (torch.randn(megabytes * 2 ** 18) for _ in range(3))
+        return 3 * a.nbytes / fastest(lambda: torch.add(a, b, alpha=2.0, out=c))
+
+    second = THREADS * second_cache()
+    near = second // 2 ** 21  # MB, half of them
+    return {"float32_products": products(torch.float32), "bfloat16_products": products(torch.bfloat16),
+            "near_bytes": max(bytes_read(near), triad(max(1, near // 3))),
+            "far_bytes": max(bytes_read(256), triad(128)), "second_caches": second}
+
+
+def fastest(work) -> float:
+    """Seconds of the fastest of some repetitions: a limit is what the machine can do, not what it usually does."""
+    work()
+    seconds, begin = [], time.perf_counter()
+    while len(seconds) < 5 or time.perf_counter() - begin < 1.0:
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def compiled(*sizes: str) -> dict:
+    """Kernels in the cache folder after a training step and an inference at each size [T, B, I, H, T, B, ...]."""
+    import torch
+
+    import gatework
+    torch.set_num_threads(THREADS)
+    folder, counts = Path(os.environ["GATEWORK_CACHE"]), []
+    numbers = list(map(int, sizes))
+    layer = gatework.nn.LSTM(*numbers[2:4])
+    for k in range(0, len(numbers), 4):
+        x = torch.randn(*numbers[k:k + 3], requires_grad=True)
+        layer(x)[0].sum().backward()
+        with torch.no_grad():
+            layer(x)
+        counts.append(len(list(folder.glob("*.o"))))
+    return {"kernels": counts}
+
+
+def per_step(*sizes: str) -> dict:
+    """Calls of Python functions and operations of torch, which allocate, in one training step of an LSTM."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    import gatework
+
+    class Count(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.operations += 1
+            return function(*args, **kwargs or {})
+
+    torch.set_num_threads(THREADS)
+    T, B, I, H = map(int, sizes)
+    layer, x = gatework.nn.LSTM(I, H), torch.randn(T, B, I, requires_grad=True)
+    layer(x)[0].sum().backward()
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    layer(x)[0].sum().backward()
+    sys.setprofile(None)
+    with Count() as seen:
+        layer(x)[0].sum().backward()
+    return {"calls": calls, "operations": seen.operations}
+
+
+PROBES = {"first-call": first_call, "memory": memory, "import": import_time, "limits": limits, "compiled": compiled,
+          "per-step": per_step}
+
 if __name__ == "__main__":
     probe, *arguments = sys.argv[1:]
-    print(json.dumps({"first-call": first_call, "memory": memory, "import": import_time}[probe](*arguments)))
+    print(json.dumps(PROBES[probe](*arguments)))
