@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -99,6 +100,9 @@ def test_a_process_that_ends_is_told_and_started_anew(tmp_path):
         worker.process.kill()
         assert worker.ask({"run": 1})["not_measured"] == "its process ended with status -9"
         assert worker.process is None
+        worker.start()
+        worker.wait_until_ready()
+        worker.process.send_signal(signal.SIGSTOP)  # it cannot answer
         assert worker.ask({"build": SMALL}, limit=0.0)["not_measured"] == "not made within 0 s"
         assert worker.process is None
     finally:
