@@ -100,7 +100,24 @@ def offer(name: str) -> None:
 
 
 def print_json(value) -> None:
-    print(json_library.dumps(value, ensure_ascii=False), flush=True)
+    print(json_library.dumps(short(value), ensure_ascii=False), flush=True)
+
+
+def short(value):
+    """Numbers that float32 holds with the digits that tell them from its other numbers: 0.1, not 0.10000000149011612.
+
+    >>> short({"low": [0.10000000149011612, 0.1], "text": "a", "count": 3})
+    {'low': [0.1, 0.1], 'text': 'a', 'count': 3}
+    """
+    from numpy import float32
+
+    if isinstance(value, dict):
+        return {k: short(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [short(v) for v in value]
+    if isinstance(value, float) and abs(value) < 1e38 and float(float32(value)) == value:
+        return float(str(float32(value)))
+    return value
 
 
 @app.command
@@ -129,7 +146,7 @@ def predict(model: Path, /, *files: Path, json: bool = False):
     """
     run = part("recipes.run", "recipes")
     for answer in run.predict(model, files) if files else run.predict_lines(model, sys.stdin):
-        print_json(answer) if json else print(next(iter(answer.values())), flush=True)
+        print_json(answer) if json else print(short(next(iter(answer.values()))), flush=True)
 
 
 @app.command
