@@ -6,6 +6,8 @@ reference backend in float64, as near as 8 bits allow.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from dataclasses import replace
 
 import pytest
@@ -230,3 +232,26 @@ def test_kernels_of_another_dtype_say_what_they_serve():
     with pytest.raises(ValueError, match="bfloat16 on one with a matrix unit.*float16"):
         LSTM(3, 4, backend="cpu").half()(torch.zeros(2, 1, 3).half())
     assert gatework.nn.LSTM(3, 4, backend="cpu").bfloat16()(torch.zeros(2, 1, 3).bfloat16())[0].shape == (2, 1, 4)
+
+
+@needs_unit
+@pytest.mark.parametrize("sizes", [(1, 1, 32, 32), (2, 5, 64, 64)], ids=str)
+def test_nothing_is_read_behind_the_end_of_the_input(sizes):
+    T, B, I, H = sizes  # noqa: E741
+    page, libc = mmap.PAGESIZE, ctypes.CDLL(None)
+    memory = mmap.mmap(-1, 4 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert libc.mprotect(ctypes.c_void_p(start + 3 * page), ctypes.c_size_t(page), 0) == 0  # nobody may read there
+    x = torch.frombuffer(memory, dtype=torch.bfloat16, count=T * B * I, offset=3 * page - 2 * T * B * I).view(T, B, I)
+    layer = LSTM(I, H).bfloat16()
+    assert torch.equal(layer(x)[0], layer(x.clone())[0])
+
+
+@needs_unit
+def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
+    torch.manual_seed(0)
+    layer, x = LSTM(32, 64), torch.randn(3, 5, 32)
+    loss = low(layer, x)[0].float().square().sum()
+    first = torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(loss, list(layer.parameters()))):
+        assert torch.equal(a, b)

@@ -51,7 +51,8 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
         low = torch.get_autocast_dtype(like.device.type)
         short = low == torch.bfloat16 and dtype == torch.float32 and _multiplies_bfloat16(like, backend)
         with torch.autocast(like.device.type, enabled=False):
-            inputs, states = [x.to(dtype) for x in inputs], [s.to(dtype) for s in states]
+            states = [s.to(dtype) for s in states]
+            inputs = inputs if short else [x.to(dtype) for x in inputs]
             handed, last = (_short if short else _run)(cell, inputs, states, parameters, *options)
             return [y.to(low) for y in handed], last
     _check(cell, inputs, states, parameters)
@@ -70,9 +71,10 @@ def _multiplies_bfloat16(like: Tensor, backend: str) -> bool:
 
 def _short(cell: Cell, inputs, states, parameters, reverse, backend, outputs, sizes, checkpoint_every):
     """Kernels that multiply bfloat16: what is the same for all steps, states and parameters are float32."""
-    inputs = [x.float() if e.op == "constant" else x.bfloat16() for e, x in zip(cell.inputs.values(), inputs)]
+    inputs = [x.float() if e.op == "constant" else x for e, x in zip(cell.inputs.values(), inputs)]
     return narrowed(cell, inputs, sizes, lambda xs, counts: eager(
-        kernel_of(cell, outputs, xs, states, parameters), xs, states, parameters, reverse, counts, checkpoint_every))
+        kernel_of(cell, outputs, xs, states, parameters, short=True), xs, states, parameters, reverse, counts,
+        checkpoint_every))
 
 
 def _run(cell: Cell, inputs, states, parameters, reverse, backend, outputs, sizes, checkpoint_every):

@@ -76,15 +76,20 @@ class Short(Torch):
     def __init__(self, device: torch.device):
         self.dtype, self.device = torch.float32, device
 
-    @staticmethod
-    def operand(a: Tensor) -> Tensor:
-        return a.bfloat16()
+    def operand(self, a: Tensor) -> Tensor:
+        behind = a.untyped_storage().nbytes() - a.element_size() * (a.storage_offset() + a.numel())
+        if a.dtype == torch.bfloat16 and a.is_contiguous() and behind >= 2 * a.shape[1] * (TILE_ROWS - 1):
+            return a
+        return self.empty(*a.shape, short=True).copy_(a)
 
     def empty(self, *shape: int, short: bool = False) -> Tensor:
         if not short:
             return super().empty(*shape)
-        rows, width = shape  # the last tile of rows is read whole
+        rows, width = shape  # the last tile of rows is read whole, so there is memory behind it
         return torch.empty(rows + TILE_ROWS - 1, width, dtype=torch.bfloat16, device=self.device)[:rows]
+
+    def copy(self, a: Tensor) -> Tensor:
+        return self.empty(*a.shape, short=a.dtype == torch.bfloat16).copy_(a)
 
     def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         if out is not None and out.dtype == torch.bfloat16:
@@ -165,10 +170,11 @@ def eager(kernel: Kernel, inputs, states, parameters, reverse, counts, checkpoin
     return [y.view(*shape, y.shape[1]) for y in handed], last
 
 
-def kernel_of(cell: Cell, outputs: tuple[str, ...], inputs, states, parameters, on_gpu: bool = False) -> Kernel:
+def kernel_of(cell: Cell, outputs: tuple[str, ...], inputs, states, parameters, on_gpu: bool = False,
+              short: bool = False) -> Kernel:
     """The kernel for tensors of these shapes and of this dtype, for the CPU or as Triton makes them."""
-    return kernel_of_shapes(cell, outputs, tuple(shapes_of(inputs, states, parameters)), inputs[0].dtype,
-                            None if on_gpu or inputs[0].is_cuda else target())
+    return kernel_of_shapes(cell, outputs, tuple(shapes_of(inputs, states, parameters)), parameters[0].dtype,
+                            None if on_gpu or inputs[0].is_cuda else target(), short)
 
 
 def shapes_of(inputs, states, parameters) -> list[int]:
@@ -178,7 +184,7 @@ def shapes_of(inputs, states, parameters) -> list[int]:
 
 @cache
 def kernel_of_shapes(cell: Cell, outputs: tuple[str, ...], shapes: tuple[int, ...], dtype: torch.dtype,
-                     machine: Target | None) -> Kernel:
+                     machine: Target | None, short: bool = False) -> Kernel:
     """The same from the features of every tensor; `machine` is the CPU, or None for a GPU."""
     left = iter(shapes)
     sizes = {}
@@ -192,9 +198,7 @@ def kernel_of_shapes(cell: Cell, outputs: tuple[str, ...], shapes: tuple[int, ..
         from ..backends import gpu  # only here: Triton is an extra
 
         return gpu.kernel_for(cell, sizes, dtype, outputs)
-    if dtype == torch.bfloat16:
-        return cpu.kernel_for(cell, sizes, 4, outputs, short=True)
-    return cpu.kernel_for(cell, sizes, FUSED[dtype], outputs)
+    return cpu.kernel_for(cell, sizes, FUSED[dtype], outputs, short)
 
 
 def parts_of(cell: Cell, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -223,9 +227,10 @@ class _Scan(torch.autograd.Function):
         tensors, handed, kept = saved[:count], saved[count:count + outputs], saved[count + outputs:]
         if torch.is_grad_enabled():
             return *[None] * 3, *_differentiable(kernel, batch, reverse, tensors, gradients, needs)
+        xp = arrays_of(kernel, tensors[0])
         if torch._C._autograd._get_current_graph_task_keep_graph():
-            kept = [k.clone() for k in kept]  # another backward pass may follow, and this one writes over them
-        made = kernel.backward(arrays_of(kernel, tensors[0]), batch, gradients[:outputs], gradients[outputs:],
+            kept = [xp.copy(k) for k in kept]  # another backward pass may follow, and this one writes over them
+        made = kernel.backward(xp, batch, gradients[:outputs], gradients[outputs:],
                                *parts_of(kernel.cell, tensors), handed, kept, reverse, needs)
         return *[None] * 3, *made
 

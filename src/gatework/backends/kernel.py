@@ -192,7 +192,8 @@ class Kernel(ABC):
 
     def _given(self, xp, inputs: Sequence, parameters: Sequence) -> dict[str, Any]:
         """The buffers that the caller gives."""
-        arrays = {name: xp.ascontiguousarray(x) for name, x in zip(self.inputs, inputs)}
+        arrays = {name: xp.operand(xp.ascontiguousarray(x)) if e.op == "input" else xp.ascontiguousarray(x)
+                  for name, e, x in zip(self.inputs, self.cell.inputs.values(), inputs)}
         return arrays | {f"param_{name}": p for name, p in zip(self.families, parameters)}
 
     def _rows(self, xp, stacked, family: str, gates: list[str]):
