@@ -46,7 +46,8 @@ def low(layer, *args, **options):
 @needs_unit
 @pytest.mark.parametrize("cell", [c for c in (*CELLS, *OTHERS) if c.name != "switched"], ids=lambda c: c.name)
 def test_values_and_gradients_of_every_cell_are_near_those_of_float64(cell):
-    example = Example(cell, 3, 5, 7, 18, torch.float32)
+    # Of the first four draws two have, for cells with a kink (relu, where), a value so near to it that it turns over.
+    example = Example(cell, 3, 7, 7, 18, torch.float32, seed=1)
     assert_close(under_autocast(example), example.expected(), BOUND)
 
 
@@ -64,7 +65,7 @@ def short(t: torch.Tensor) -> torch.Tensor:
 
 
 @needs_unit
-@pytest.mark.parametrize("sizes", [*ODD, (6, 33, 37, 100)], ids=str)
+@pytest.mark.parametrize("sizes", [(16, 1, 1, 1), (3, 17, 3, 33), (3, 40, 64, 32), (6, 33, 37, 100)], ids=str)
 def test_only_operands_of_products_are_rounded(sizes):
     T, B, I, H = sizes  # noqa: E741
     torch.manual_seed(0)
@@ -83,6 +84,12 @@ def test_only_operands_of_products_are_rounded(sizes):
     torch.testing.assert_close(c[0], expected.float(), rtol=0, atol=2e-6)
     torch.testing.assert_close(h[0], before.float(), rtol=0, atol=2e-6)
     assert torch.equal(output[-1], h[0].bfloat16())
+
+
+@needs_unit
+def test_fewer_places_than_a_tile_has_rows_are_multiplied_in_float32():
+    layer, x = LSTM(3, 20), torch.randn(5, 3, 3)
+    assert torch.equal(low(layer, x)[0], layer(x)[0].bfloat16())
 
 
 @needs_unit
@@ -136,7 +143,7 @@ def test_ragged_rows_resets_recorded_gates_both_directions_and_layers_go_togethe
 @pytest.mark.parametrize("layer", [LSTM, GRU])
 def test_checkpoints_give_the_same_gradients(layer):
     torch.manual_seed(0)
-    assert_near(*compared(layer(3, 40, checkpoint_every=3), torch.randn(7, 2, 3)))
+    assert_near(*compared(layer(3, 40, checkpoint_every=3), torch.randn(7, 9, 3)))
 
 
 @needs_unit
@@ -175,7 +182,7 @@ def test_nan_in_one_row_stays_in_that_row():
 def test_a_layer_of_bfloat16_runs_on_the_kernels_and_gives_bfloat16(monkeypatch):
     torch.manual_seed(0)
     layer = LSTM(5, 7).bfloat16()
-    x = torch.randn(3, 2, 5).bfloat16().requires_grad_()
+    x = torch.randn(3, 6, 5).bfloat16().requires_grad_()
     monkeypatch.setattr(dispatch.reference, "run", None)
     output, (h, c) = layer(x)
     made = torch.autograd.grad(output.sum(), [x, *layer.parameters()])
@@ -191,7 +198,7 @@ def test_a_gradient_of_a_gradient_comes_from_the_reference_backend():
     layer = GRU(2, 3)
     found = []
     for run in (low, lambda layer, x: layer(x)):
-        x = torch.ones(2, 1, 2, requires_grad=True)
+        x = torch.ones(2, 8, 2, requires_grad=True)
         first, = torch.autograd.grad(run(layer, x)[0].float().square().sum(), x, create_graph=True)
         found.append(torch.autograd.grad(first.square().sum(), x)[0])
     torch.testing.assert_close(*found, rtol=0.1, atol=1e-4)  # 8 bits, twice
@@ -203,7 +210,7 @@ def test_autocast_gives_outputs_of_its_dtype_and_states_of_the_parameters_on_eve
     if not unit:
         monkeypatch.setattr(dispatch, "target", lambda: replace(target(), tiles=False))
     torch.manual_seed(0)
-    layer, x = LSTM(3, 6, num_layers=2), torch.randn(4, 2, 3)
+    layer, x = LSTM(3, 6, num_layers=2), torch.randn(9, 2, 3)
     output, (h, c) = low(layer, x.to(dtype), record="f")[:2]
     output.float().sum().backward()
     assert (output.dtype, h.dtype, c.dtype) == (torch.bfloat16, torch.float32, torch.float32)
@@ -235,7 +242,7 @@ def test_kernels_of_another_dtype_say_what_they_serve():
 
 
 @needs_unit
-@pytest.mark.parametrize("sizes", [(1, 1, 32, 32), (2, 5, 64, 64)], ids=str)
+@pytest.mark.parametrize("sizes", [(17, 1, 32, 32), (4, 5, 64, 64)], ids=str)
 def test_nothing_is_read_behind_the_end_of_the_input(sizes):
     T, B, I, H = sizes  # noqa: E741
     page, libc = mmap.PAGESIZE, ctypes.CDLL(None)
@@ -250,7 +257,7 @@ def test_nothing_is_read_behind_the_end_of_the_input(sizes):
 @needs_unit
 def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
     torch.manual_seed(0)
-    layer, x = LSTM(32, 64), torch.randn(3, 5, 32)
+    layer, x = LSTM(32, 64), torch.randn(5, 5, 32)
     loss = low(layer, x)[0].float().square().sum()
     first = torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True)
     for a, b in zip(first, torch.autograd.grad(loss, list(layer.parameters()))):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..backends.cpu.shape import TILE_ROWS
 from ..backends.cpu.target import target
 from ..compiler import Cell
 from .functions import FUSED, eager, kernel_of, narrowed
@@ -71,6 +72,10 @@ def _multiplies_bfloat16(like: Tensor, backend: str) -> bool:
 
 def _short(cell: Cell, inputs, states, parameters, reverse, backend, outputs, sizes, checkpoint_every):
     """Kernels that multiply bfloat16: what is the same for all steps, states and parameters are float32."""
+    if inputs[0].shape[:-1].numel() < TILE_ROWS:  # rounding would take longer than multiplying
+        handed, last = _run(cell, [x.float() for x in inputs], states, parameters, reverse, backend, outputs, sizes,
+                            checkpoint_every)
+        return [y.bfloat16() for y in handed], last
     inputs = [x.float() if e.op == "constant" else x for e, x in zip(cell.inputs.values(), inputs)]
     return narrowed(cell, inputs, sizes, lambda xs, counts: eager(
         kernel_of(cell, outputs, xs, states, parameters, short=True), xs, states, parameters, reverse, counts,
