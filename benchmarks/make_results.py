@@ -79,7 +79,7 @@ def results(runs: list[Run], quick: bool, work: Path, most: int) -> list[tuple[R
 
 def page(done: list[tuple[Run, list[dict]]]) -> str:
     """The results as Markdown."""
-    lines = [HEAD]
+    lines = [HEAD, "", *overview(done)]
     for recipe in RECIPES:
         rows = [(run, found) for run, found in done if run.recipe == recipe]
         if not rows:
@@ -104,6 +104,19 @@ def page(done: list[tuple[Run, list[dict]]]) -> str:
                 lines += ["", f"Published ({run.figure}): {run.published}"]
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def overview(done: list[tuple[Run, list[dict]]]) -> list[str]:
+    """A line for each run that is measured: its main figure, beside the same one of the simple methods."""
+    lines = ["| recipe | data | figure | this model | simple methods |", "|---|---|---|---:|---|"]
+    for run, found in sorted(done, key=lambda each: list(RECIPES).index(each[0].recipe)):
+        if found:
+            shown = {method: spread([f["figures"].get(method, {}).get(run.figure) for f in found])
+                     for method in found[0]["figures"]}
+            ours = shown.pop("this model")
+            lines.append(f"| {run.recipe} | {run.name} | {run.figure} | {ours} | "
+                         f"{', '.join(f'{method} {value}' for method, value in shown.items())} |")
+    return lines
 
 
 def shown_time(found: list[dict]) -> str:

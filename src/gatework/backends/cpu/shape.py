@@ -76,22 +76,19 @@ def shape(loop: Loop, target: Target, lanes: int) -> Shaped:
     for number, step in enumerate(loop.passes):
         if step.stage.products:
             across = TILES if loop.short else 4 if target.registers >= 32 else 2  # vectors of a panel row
-            _tiles(step, target, lanes, across)
+            if loop.short:
+                _set_width(step, lanes, across)
+                step.rows = TILES * TILE_ROWS
+            else:
+                _tiles(step, target, lanes, across)
             _panels(loop, step, number, across)
     return loop
 
 
 def _tiles(step: Tiled, target: Target, lanes: int, across: int) -> None:
     """Choose the tile: accumulators, one panel row and one operand must fit the register file."""
-    registers, slots = target.registers, len(step.stage.products)
-    chunk = -(-slots // -(-slots // across))
-    blocks = -(-step.size // lanes)
-    # Of the widths that fill the registers, the one that leaves the fewest units of the last block empty.
-    widths = [w for w in (across // chunk, across // chunk - 1) if 0 < w <= blocks] or [1]
-    step.vectors = min(widths, key=lambda w: -(-blocks // w) * w)
-    if across == TILES:
-        step.rows = TILES * TILE_ROWS
-        return
+    registers = target.registers
+    blocks, chunk = -(-step.size // lanes), _set_width(step, lanes, across)
     width = chunk * step.vectors
     step.rows = min(8, (registers - 1 - width) // width)
     blocks = -(-blocks // step.vectors)
@@ -99,6 +96,16 @@ def _tiles(step: Tiled, target: Target, lanes: int, across: int) -> None:
         wide = min(4, (registers - 8 if registers >= 32 else registers - 4) // (rows * width), blocks)
         if wide > 1:
             step.wide[rows] = wide
+
+
+def _set_width(step: Tiled, lanes: int, across: int) -> int:
+    """Choose the vectors of a block; returns the slots that share a panel row of at most `across` vectors."""
+    slots, blocks = len(step.stage.products), -(-step.size // lanes)
+    chunk = -(-slots // -(-slots // across))
+    # Of the widths that fill the registers, the one that leaves the fewest units of the last block empty.
+    widths = [w for w in (across // chunk, across // chunk - 1) if 0 < w <= blocks] or [1]
+    step.vectors = min(widths, key=lambda w: -(-blocks // w) * w)
+    return chunk
 
 
 def _panels(loop: Loop, step: Tiled, number: int, across: int) -> None:
