@@ -37,3 +37,16 @@ def test_loops_become_neon_code_without_calls_into_a_maths_library(cell, size, a
         called = {line.split()[1] for line in text.splitlines() if line.strip().startswith("bl\t")}
         assert {name for name in called if not name.startswith("dot_")} <= {"meet", "sched_yield", "memset", "memcpy"}
         assert "v0." in text  # vector registers are in use
+
+
+@pytest.mark.parametrize("machine", [NEON, Target("avx2", 256, 16, "haswell", ""),
+                                     Target("avx512", 512, 32, "skylake-avx512", "")], ids=lambda m: m.name)
+@pytest.mark.parametrize("cell", [cells.elman, cells.gru, cells.lstm, cells.slstm])
+def test_sums_of_a_tile_with_a_row_of_weights_and_an_operand_fit_the_registers(cell, machine):
+    scan, lanes = split(trace(cell)), machine.lanes(4)
+    forward = plan_forward(scan, dict.fromkeys(scan.cell.sizes, 64), True, lanes)
+    loops = forward.loop, plan_backward(scan, forward.loop.sizes, forward, lanes).loop
+    for step in (s for loop in loops for s in shape(loop, machine, lanes).passes if s.panels):
+        for rows, blocks in [(step.rows, 1), *step.wide.items()]:
+            across = max(len(panel.slots) for panel in step.panels) * step.vectors
+            assert rows * blocks * across + across + 1 <= machine.registers
