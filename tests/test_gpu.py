@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,3 +149,12 @@ def test_without_triton_the_line_to_type_is_given(monkeypatch):
 @pytest.mark.parametrize("name", ["gru_reset_before", "lstm"])
 def test_the_source_is_as_pinned(name, golden):
     golden(f"{name}/triton.txt", gpu.triton_text(trace(getattr(cells, name)), 20))
+
+
+def test_the_script_for_a_first_look_runs_through(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu" / "first_look.py"
+    subprocess.run([sys.executable, script, "--smoke", "--out", tmp_path], check=True, capture_output=True)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert set(found) == {"machine", "checks", "cudnn", "peephole"}
+    assert found["checks"]["lstm torch.float32"]["right"]
+    assert not any("failed" in result for part in found.values() for result in part.values())
