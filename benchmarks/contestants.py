@@ -22,7 +22,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from groups import OURS
+from groups import FLOAT32, OURS
 from own_cell import leaky_memory
 from peers import EAGER
 from torch import Tensor
@@ -235,9 +235,10 @@ CASES: dict[str, dict[str, Callable]] = {
     "projected": loops("projected") | {"torch.nn": partial(train, twin_of, "projected")},
     "reset-before": loops("reset-before"),
     "own": loops("own"),
-    "lstm-bfloat16": twins(train_bfloat16, "lstm"),
+    # float32 tells who is right where the others differ.
+    "lstm-bfloat16": twins(train_bfloat16, "lstm") | {FLOAT32: partial(train, twin_of, "lstm")},
     "inference-bfloat16": twins(partial(infer, bfloat16=True), "lstm") | {
-        "OpenVINO": partial(openvino, "lstm", precision="bf16")},
+        "OpenVINO": partial(openvino, "lstm", precision="bf16"), FLOAT32: partial(infer, twin_of, "lstm")},
     "two-layers": twins(train, "two-layers"),
     "bidirectional": twins(train, "bidirectional"),
 }

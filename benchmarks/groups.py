@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 OURS = "gatework"
 ONEDNN_OFF = "torch.nn without oneDNN"
+FLOAT32 = "torch.nn in float32"
 LOOPS = ("eager loop", "torch.jit.script", "torch.compile", "JAX scan")
 CELLS = ("peephole", "coupled", "layer-norm", "projected", "reset-before", "own")
 
@@ -70,8 +71,8 @@ GROUPS = [
           1.2),
     Group("GRU and RNN, training", ("gru", "rnn"), ("torch.nn", "JAX scan"), 1.2, 2.5),
     Group("Cells that torch.nn has not fused, training", CELLS, ("torch.nn", *LOOPS), 1.3, 3.0),
-    Group("LSTM, training, bfloat16", ("lstm-bfloat16",), ("torch.nn",), 1.2, 2.0),
-    Group("LSTM, inference, bfloat16", ("inference-bfloat16",), ("torch.nn", "OpenVINO"), 1.0, 1.3),
+    Group("LSTM, training, bfloat16", ("lstm-bfloat16",), ("torch.nn",), 1.2, 2.0, beside=(FLOAT32,)),
+    Group("LSTM, inference, bfloat16", ("inference-bfloat16",), ("torch.nn", "OpenVINO"), 1.0, 1.3, beside=(FLOAT32,)),
     Group("Two layers, and bidirectional, training", ("two-layers", "bidirectional"), ("torch.nn",), 1.05, 1.5),
     Group("One step through Python", ("streaming",), ("ONNX Runtime",), 1.5, 2.0, beside=("torch.nn.LSTMCell",),
           unit="us"),

@@ -148,6 +148,22 @@ def test_every_value_of_a_result_is_written(cell, monkeypatch):
     assert_same_bits(example.fused(), expected)
 
 
+@pytest.mark.parametrize("cell", CELLS, ids=name_of)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_single_step_of_inference_is_that_of_the_reference_backend(cell, reverse, monkeypatch):
+    example = Example(cell, 1, 4, 5, 19)
+    inputs, states, parameters = example.inputs, example.states, example.parameters
+    dense = [autograd.dispatch.reference.dense(f, p) for f, p in zip(cell.families.values(), parameters)]
+    monkeypatch.setattr(autograd.functions.kernel_of(cell, (cell.output,), inputs, states, dense), "packs", True)
+    ragged = [x if e.op == "constant" else x[0, :3] for e, x in zip(cell.inputs.values(), inputs)]
+    with torch.no_grad():
+        for given, sizes in ((inputs, None), (ragged, torch.tensor([3]))):  # of four rows one has no step
+            found, expected = (autograd.scan(cell, given, states, parameters, reverse, backend, sizes=sizes)
+                               for backend in ("cpu", "reference"))
+            for a, b in zip((*found[0], *found[1]), (*expected[0], *expected[1]), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # float64
+
+
 @pytest.mark.parametrize("cell", [c for c in CELLS if c.name != "switched"], ids=name_of)
 def test_nan_in_the_input_spoils_its_row_from_its_step_on_and_no_other(cell):
     example = Example(cell, 4, 3, 5, 19)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..compiler import Scan
+from ..compiler.scan import with_before
 from .batch import Batch
 from .plan import Backward, Forward, Loop, plan_backward, plan_forward
 from .products import Products
@@ -85,7 +86,8 @@ class Kernel(ABC):
     A backend says how a loop is compiled, and how many rows it should work on at a time.
     """
 
-    align = 1  # of the scratch, in values
+    align = 1      # of the scratch, in values
+    packs = False  # whether making the weights into what the loop reads takes long beside a single step
 
     def __init__(self, scan: Scan, sizes: dict[str, int], short: bool = False):
         self.scan, self.cell, self.sizes, self.short = scan, scan.cell, sizes, short
@@ -102,6 +104,12 @@ class Kernel(ABC):
     @cached_property
     def _inference(self) -> tuple[Forward, Compiled]:
         plan = plan_forward(self.scan, self.sizes, False, self.align, self.short)
+        return plan, self.compile(plan.loop)
+
+    @cached_property
+    def _single_step(self) -> tuple[Forward, Compiled]:
+        """Inference of one step: products of the first states come before the loop, too, so no weights are packed."""
+        plan = plan_forward(with_before(self.scan, "input", "constant", "state"), self.sizes, False, self.align)
         return plan, self.compile(plan.loop)
 
     @cached_property
@@ -144,22 +152,25 @@ class Kernel(ABC):
         Products of the inputs and the loop take turns, some steps at a time: what one writes the other finds in the
         cache, and without `train` a few steps are all the memory that the products take.
         """
-        plan, compiled = self._training if train else self._inference
+        single = batch.steps == 1 and self.packs
+        plan, compiled = self._training if train else self._single_step if single else self._inference
         parameters = [xp.ascontiguousarray(p) for p in parameters]
         arrays, edges, given = self._given(xp, inputs, parameters), {}, dict(zip(self.families, parameters))
         matrices = {buffer: xp.operand(self._rows(xp, given[family], family, gates)).T
                     for buffer, family, gates, _ in plan.products}
-        before = []
+        before, first = [], dict(zip(self.states, states))
         for buffer, _, _, name in plan.products:
-            if self.cell.inputs[name].op == "constant":  # one product for all steps
+            if name in first:
+                before.append((buffer, first[name][:batch.live], matrices[buffer]))
+            elif self.cell.inputs[name].op == "constant":  # one product for all steps
                 arrays[buffer] = xp.matmul(arrays[f"in_{name}"], matrices[buffer])
             else:
                 before.append((buffer, arrays[f"in_{name}"], matrices[buffer]))
-        for s, first in zip(self.states, states):
+        for s, value in first.items():
             if s in plan.rolling:
-                arrays[plan.rolling[s]] = xp.copy(first)
+                arrays[plan.rolling[s]] = xp.copy(value)
             else:
-                edges[plan.sequences[s]] = xp.ascontiguousarray(first)
+                edges[plan.sequences[s]] = xp.ascontiguousarray(value)
         most = self.rows_at_once(sum(w.shape[1] for _, _, w in before))
         chunks = batch.chunks(max(batch.rows, batch.total if most is None else most))
         passing = frozenset() if train else {buffer for buffer, _, _ in before}

@@ -67,7 +67,7 @@ class Loop:
 
 @dataclass
 class Forward:
-    """The forward loop; `products` are (buffer, family, rows, input): buffer = input @ family[rows].T."""
+    """The forward loop; `products` are (buffer, family, rows, leaf): buffer = leaf @ family[rows].T."""
 
     loop: Loop
     products: list[tuple[str, str, list[str], str]]
@@ -131,7 +131,7 @@ class _Layout:
         for (family, name), of_gate in groups.items():
             gates = [g for g in self.scan.cell.families[family].gates if g in of_gate]
             size = self.size(of_gate[gates[0]])
-            kind = "sequence" if self.scan.cell.inputs[name].op == "input" else "rows"
+            kind = "rows" if of_gate[gates[0]].args[1].op == "constant" else "sequence"
             buffer = self.buffer(f"pre_{family}_{name}", kind, size * len(gates), self.short and kind == "sequence")
             self.reads |= {of_gate[g]: Place(buffer, k * size, size) for k, g in enumerate(gates)}
             products.append((buffer, family, gates, name))

@@ -106,10 +106,11 @@ def split(cell: Cell, outputs: tuple[str, ...] = ()) -> Scan:
     return Scan(cell, outputs, beside, before, body, saved, stored, backward)
 
 
-def inside(scan: Scan, but_constants: bool = False) -> Scan:
-    """The same with the products of the inputs in the loop; those of constants stay before it if that is said."""
-    before = tuple(e for e in scan.before if but_constants and e.args[1].op == "constant")
+def with_before(scan: Scan, *kinds: str) -> Scan:
+    """The same with other products before the loop: of leaves of these kinds ("input", "constant"; "state", for a loop
+    of one step)."""
     forward = order([*scan.cell.next.values(), *scan.beside.values()])
+    before = tuple(e for e in forward if e.op == "matvec" and e.args[1].op in kinds)
     return replace(scan, before=before, body=tuple(e for e in forward if e not in set(before) and not e.is_leaf))
 
 

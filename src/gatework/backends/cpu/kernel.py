@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from ...compiler import Cell, Scan, split
-from ...compiler.scan import inside
+from ...compiler.scan import with_before
 from .. import kernel
 from ..batch import Batch, share
 from ..plan import Loop
@@ -17,6 +17,8 @@ from .panels import block_count, panel_values
 from .shape import TILE_ROWS, Panel, shape
 from .target import Target, target
 
+# Values of weights from which packing them takes longer than a call of BLAS that reads them as they are.
+WORTH_A_CALL = 1 << 17
 # Handing work to another thread costs some ten microseconds: below this many multiplications it does not pay.
 WORTH_A_THREAD = 1 << 19
 # Threads that own rows each read all panels in every step; beyond the second cache of a core, sharing the units and
@@ -125,6 +127,8 @@ class Kernel(kernel.Kernel):
     def __init__(self, scan: Scan, sizes: dict[str, int], bytes_per_value: int, machine: Target, short: bool = False):
         super().__init__(scan, sizes, short)
         self.size, self.machine, self.align = bytes_per_value, machine, machine.lanes(bytes_per_value)
+        weights = sum(sizes[f.rows] * len(f.gates) * sizes[f.columns] for f in self.cell.families.values() if f.columns)
+        self.packs = weights >= WORTH_A_CALL and not short
 
     def compile(self, loop: Loop) -> Compiled:
         return Compiled(loop, self.machine, self.size, self.cell)
@@ -143,7 +147,7 @@ def _kernel(cell: Cell, outputs: tuple[str, ...], sizes: tuple[tuple[str, int], 
             machine: Target, short: bool) -> Kernel:
     scan = split(cell, outputs)
     # Rows of inputs pass through a matrix unit as fast as they would be read back from memory.
-    return Kernel(inside(scan, but_constants=True) if short else scan, dict(sizes), bytes_per_value, machine, short)
+    return Kernel(with_before(scan, "constant") if short else scan, dict(sizes), bytes_per_value, machine, short)
 
 
 def kernel_for(cell: Cell, sizes: dict[str, int], bytes_per_value: int, outputs: tuple[str, ...] = (),

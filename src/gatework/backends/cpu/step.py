@@ -14,7 +14,7 @@ from functools import cache, partial
 import numpy as np
 
 from ...compiler import Cell, Family, split
-from ...compiler.scan import inside
+from ...compiler.scan import with_before
 from ..batch import Batch
 from ..kernel import Numpy
 from ..plan import Forward, plan_forward
@@ -91,7 +91,7 @@ def _compiled(cell: Cell, sizes: tuple[tuple[str, int], ...], bytes_per_value: i
               machine: Target) -> tuple[Forward, Compiled]:
     """The loop of a cell that hands out all its states, with its input products inside."""
     scan = split(cell, tuple(cell.states))
-    plan = plan_forward(inside(scan), dict(sizes), False, machine.lanes(bytes_per_value))
+    plan = plan_forward(with_before(scan), dict(sizes), False, machine.lanes(bytes_per_value))
     return plan, Compiled(plan.loop, machine, bytes_per_value, cell)
 
 
