@@ -17,7 +17,6 @@ from ..backends.cpu.turning import SQUARE, turn_over
 from ..backends.kernel import Kernel
 from ..compiler import Cell
 from . import checkpoints
-from .pages import in_large_pages
 
 FUSED = {torch.float32: 4, torch.float64: 8}
 
@@ -40,7 +39,7 @@ class Torch:
         return torch.cat([a, b])
 
     def empty(self, *shape: int, short: bool = False) -> Tensor:
-        return in_large_pages(torch.empty(shape, dtype=torch.bfloat16 if short else self.dtype, device=self.device))
+        return torch.empty(shape, dtype=torch.bfloat16 if short else self.dtype, device=self.device)
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -87,7 +86,7 @@ class Short(Torch):
         if not short:
             return super().empty(*shape)
         rows, width = shape  # the last tile of rows is read whole, so there is memory behind it
-        return in_large_pages(torch.empty(rows + TILE_ROWS - 1, width, dtype=torch.bfloat16, device=self.device))[:rows]
+        return torch.empty(rows + TILE_ROWS - 1, width, dtype=torch.bfloat16, device=self.device)[:rows]
 
     def copy(self, a: Tensor) -> Tensor:
         return self.empty(*a.shape, short=a.dtype == torch.bfloat16).copy_(a)
