@@ -98,26 +98,18 @@ def layer_norm_lstm(I: int, H: int) -> gatework.nn.LayerNormLSTM:
     return layer
 
 
-LAYERS = {
-    "lstm": gatework.nn.LSTM,
-    "gru": gatework.nn.GRU,
-    "rnn": gatework.nn.RNN,
-    "two-layers": partial(gatework.nn.LSTM, num_layers=2),
-    "bidirectional": partial(gatework.nn.LSTM, bidirectional=True),
+# Cases for which torch.nn and gatework.nn have layers of the same name and arguments.
+TORCHS = {"lstm": ("LSTM", {}), "gru": ("GRU", {}), "rnn": ("RNN", {}), "two-layers": ("LSTM", {"num_layers": 2}),
+          "bidirectional": ("LSTM", {"bidirectional": True})}
+LAYERS, TWINS = ({case: partial(getattr(library, name), **options) for case, (name, options) in TORCHS.items()} |
+                 {"projected": lambda I, H, make=library.LSTM: make(I, H, proj_size=H // 2)}
+                 for library in (gatework.nn, torch.nn))
+LAYERS |= {
     "peephole": gatework.nn.PeepholeLSTM,
     "coupled": gatework.nn.CoupledLSTM,
     "layer-norm": layer_norm_lstm,
-    "projected": lambda I, H: gatework.nn.LSTM(I, H, proj_size=H // 2),
     "reset-before": partial(gatework.nn.Recurrent, gatework.cells.gru_reset_before),
     "own": partial(gatework.nn.Recurrent, leaky_memory),
-}
-TWINS = {
-    "lstm": torch.nn.LSTM,
-    "gru": torch.nn.GRU,
-    "rnn": torch.nn.RNN,
-    "two-layers": partial(torch.nn.LSTM, num_layers=2),
-    "bidirectional": partial(torch.nn.LSTM, bidirectional=True),
-    "projected": lambda I, H: torch.nn.LSTM(I, H, proj_size=H // 2),
 }
 
 

@@ -6,6 +6,7 @@ reference backend in float64, as near as 8 bits allow.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import mmap
 from dataclasses import replace
@@ -107,8 +108,6 @@ def test_a_state_is_carried_on_in_float32():
 
 def compared(layer, x, **options):
     """Results and gradients of the layer under autocast, and of one in float64 by the reference backend."""
-    import copy
-
     exact = copy.deepcopy(layer).double()
     exact.backend = "reference"
     found = []
@@ -138,6 +137,36 @@ def test_ragged_rows_resets_recorded_gates_both_directions_and_layers_go_togethe
     if reset:
         options["resets"] = torch.rand(4, 5) < 0.3
     assert_near(*compared(LSTM(3, 20, num_layers=2, bidirectional=True), x, **options))
+
+
+@needs_unit
+def test_constants_and_masks_of_ragged_rows_have_gradients():
+    torch.manual_seed(0)
+    layer, x = Recurrent(cells.ea_lstm, 3, 20, sizes={"S": 2}), torch.randn(6, 5, 3)
+    statics = torch.randn(5, 2)
+    found = []
+    for run, used in ((low, layer), (lambda layer, *a, **o: layer(*a, **o), copy.deepcopy(layer).double())):
+        used.backend = "auto" if run is low else "reference"
+        given = statics.to(next(used.parameters()).dtype, copy=True).requires_grad_()
+        output, _ = run(used, x.to(given.dtype), s=given, lengths=torch.tensor([6, 4, 0, 1, 6]))
+        output.double().square().sum().backward()
+        found.append([output, given.grad, *(p.grad for p in used.parameters())])
+    assert_near(*found)
+
+
+@needs_unit
+@pytest.mark.parametrize("make", [LSTM, torch.nn.LSTM])
+def test_writing_over_an_output_that_the_gradient_needs_is_refused_as_by_torch(make):
+    layer, x = make(3, 20), torch.randn(6, 5, 3)
+    output = low(layer, x)[0].mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.float().sum().backward()
+
+
+def test_float64_stays_as_it_is_under_autocast():
+    layer, x = LSTM(3, 20).double(), torch.randn(6, 5, 3, dtype=torch.float64)
+    assert torch.equal(low(layer, x)[0], layer(x)[0])
+    assert low(torch.nn.LSTM(3, 20).double(), x)[0].dtype == torch.float64  # as in torch
 
 
 @needs_unit

@@ -40,10 +40,10 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
     "auto" chooses. The gradients are the same.
 
     "auto" takes the fused kernels for float32 and float64 on the CPU, and for bfloat16 where it has a matrix unit for
-    that, else the reference backend; "gpu" are Triton's kernels. Under autocast the outputs come in its dtype, and
-    products are of bfloat16 if that is it and there is a matrix unit; states keep the dtype of the parameters. Raises
-    TypeError where dtypes or devices are mixed, ValueError where a backend was asked for that cannot serve them,
-    ModuleNotFoundError without Triton.
+    that, else the reference backend; "gpu" are Triton's kernels. Under autocast the outputs come in its dtype (but for
+    float64, which autocast leaves alone), and products are of bfloat16 if that is it and there is a matrix unit; states
+    keep the dtype of the parameters. Raises TypeError where dtypes or devices are mixed, ValueError where a backend was
+    asked for that cannot serve them, ModuleNotFoundError without Triton.
     """
     parameters = [reference.dense(f, p) for f, p in zip(cell.families.values(), parameters, strict=True)]
     options = reverse, backend, outputs or (cell.output,), sizes, checkpoint_every
@@ -55,7 +55,7 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
             states = [s.to(dtype) for s in states]
             inputs = inputs if short else [x.to(dtype) for x in inputs]
             handed, last = (_short if short else _run)(cell, inputs, states, parameters, *options)
-            return [y.to(low) for y in handed], last
+            return handed if dtype == torch.float64 else [y.to(low) for y in handed], last
     _check(cell, inputs, states, parameters)
     if dtype == torch.bfloat16 and _multiplies_bfloat16(like, backend):
         states, parameters = [s.float() for s in states], [p.float() for p in parameters]

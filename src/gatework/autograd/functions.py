@@ -35,11 +35,11 @@ class Torch:
         return a
 
     @staticmethod
-    def after_each_other(a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([a, b])
+    def output(a: Tensor) -> Tensor:
+        return a
 
     def empty(self, *shape: int, short: bool = False) -> Tensor:
-        return torch.empty(shape, dtype=torch.bfloat16 if short else self.dtype, device=self.device)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -82,6 +82,14 @@ class Short(Torch):
             return a
         return self.empty(*a.shape, short=True).copy_(a)
 
+    @staticmethod
+    def output(a: Tensor) -> Tensor:
+        return a.bfloat16()  # in memory of its own, unlike an operand: not a view, for users and autograd
+
+    @staticmethod
+    def after_each_other(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a, b])
+
     def empty(self, *shape: int, short: bool = False) -> Tensor:
         if not short:
             return super().empty(*shape)
@@ -109,6 +117,9 @@ class Short(Torch):
             return turned(turned(b) @ a.T)
         return a @ b
 
+    def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
+        return super().sum_by(a.float(), rows, count)
+
 
 def turned(a: Tensor) -> Tensor:
     """The transpose of a matrix of bfloat16, as a matrix of its own."""
@@ -122,9 +133,6 @@ def turned(a: Tensor) -> Tensor:
     if whole_columns < columns:
         out[whole_columns:] = a[:, whole_columns:].T
     return out
-
-    def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
-        return super().sum_by(a.float(), rows, count)
 
 
 def arrays_of(kernel: Kernel, like: Tensor) -> Torch:

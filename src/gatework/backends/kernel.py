@@ -49,6 +49,10 @@ class Numpy:
         """An array as products read it."""
         return a
 
+    def output(self, a: np.ndarray) -> np.ndarray:
+        """An array as it is handed out."""
+        return a
+
     def empty(self, *shape: int, short: bool = False) -> np.ndarray:
         return np.empty(shape, self.dtype)
 
@@ -189,7 +193,7 @@ class Kernel(ABC):
                 else self._last(xp, batch, arrays[plan.sequences[s]], edges[plan.sequences[s]], reverse)
                 for s in self.states]
         kept = [arrays[name] for name in self.kept] if train else []
-        handed = [xp.operand(arrays[name]) for name in plan.outputs.values()]
+        handed = [xp.output(arrays[name]) for name in plan.outputs.values()]
         return handed, last, kept
 
     def _last(self, xp, batch: Batch, sequence, first, reverse: bool):

@@ -35,8 +35,7 @@ class _Packing:
     """How one panel is made: the function, the row blocks that it reads, and the shape of the result."""
 
     def __init__(self, function, panel: Panel, blocks: int, values: int, cell: Cell, sizes: dict[str, int], size: int):
-        self.function, self.blocks = function, blocks
-        self.values = values
+        self.function, self.blocks, self.values = function, blocks, values
         self.table: list[tuple[str, int]] = []  # (family, offset in bytes of a row block), for every piece and slot
         for _, matrices in panel.pieces:
             for name, gate, _ in matrices:

@@ -76,22 +76,20 @@ def shape(loop: Loop, target: Target, lanes: int) -> Shaped:
     for number, step in enumerate(loop.passes):
         if step.stage.products:
             across = TILES if loop.short else 4 if target.registers >= 32 else 2  # vectors of a panel row
+            chunk = _set_width(step, lanes, across)
             if loop.short:
-                _set_width(step, lanes, across)
                 step.rows = TILES * TILE_ROWS
             else:
-                _tiles(step, target, lanes, across)
+                _set_rows(step, target, lanes, chunk)
             _panels(loop, step, number, across)
     return loop
 
 
-def _tiles(step: Tiled, target: Target, lanes: int, across: int) -> None:
+def _set_rows(step: Tiled, target: Target, lanes: int, chunk: int) -> None:
     """Choose the tile: accumulators, one panel row and one operand must fit the register file."""
-    registers = target.registers
-    blocks, chunk = -(-step.size // lanes), _set_width(step, lanes, across)
-    width = chunk * step.vectors
+    registers, width = target.registers, chunk * step.vectors
     step.rows = min(8, (registers - 1 - width) // width)
-    blocks = -(-blocks // step.vectors)
+    blocks = -(-step.size // (lanes * step.vectors))
     for rows in (1, 2, 3):
         wide = min(4, (registers - 8 if registers >= 32 else registers - 4) // (rows * width), blocks)
         if wide > 1:
