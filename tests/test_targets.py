@@ -39,6 +39,20 @@ def test_loops_become_neon_code_without_calls_into_a_maths_library(cell, size, a
         assert "v0." in text  # vector registers are in use
 
 
+@pytest.mark.parametrize("cell", [cells.elman, cells.gru, cells.lstm, cells.layer_norm_lstm, my_cells.heads])
+def test_loops_of_bfloat16_become_code_of_the_matrix_unit_on_every_machine_that_compiles(cell):
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    unit = Target("avx512", 512, 32, "sapphirerapids", "", tiles=True)
+    machine = llvm.Target.from_triple("x86_64-unknown-linux-gnu").create_target_machine(cpu=unit.cpu, opt=2)
+    scan = split(trace(cell))
+    forward = plan_forward(scan, dict.fromkeys(scan.cell.sizes, 33), True, 16, short=True)
+    for loop in (forward.loop, plan_backward(scan, forward.loop.sizes, forward, 16).loop):
+        text = machine.emit_assembly(jit.optimise(emit(shape(loop, unit, 16), unit, 4), machine))
+        assert "tdpbf16ps" in text
+        assert "vcvtneps2bf16" in text
+
+
 @pytest.mark.parametrize("machine", [NEON, Target("avx2", 256, 16, "haswell", ""),
                                      Target("avx512", 512, 32, "skylake-avx512", "")], ids=lambda m: m.name)
 @pytest.mark.parametrize("cell", [cells.elman, cells.gru, cells.lstm, cells.slstm])
