@@ -1,13 +1,14 @@
 """The way into torch: `scan` runs any cell over a whole sequence, with its derivative.
 
     dispatch     what is asked for, and who serves it: the kernels or the reference backend
+    arrays       what kernels ask of torch
     functions    the kernels as autograd functions
     checkpoints  long sequences, stretch by stretch
     registered   the same work as an operator that compilers and exporters know
 """
 
+from .arrays import Torch
 from .dispatch import BACKENDS, scan
-from .functions import Torch
 from .registered import register
 
 __all__ = ["BACKENDS", "Torch", "register", "scan"]

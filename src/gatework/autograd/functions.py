@@ -5,139 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..backends import cpu, reference
 from ..backends.batch import Batch
-from ..backends.cpu.shape import TILE_ROWS
 from ..backends.cpu.target import Target, target
-from ..backends.cpu.turning import SQUARE, turn_over
 from ..backends.kernel import Kernel
 from ..compiler import Cell
 from . import checkpoints
+from .arrays import arrays_of
 
 FUSED = {torch.float32: 4, torch.float64: 8}
-
-
-class Torch:
-    """What the CPU kernels ask of an array library; the twin of `backends.cpu.kernel.Numpy`."""
-
-    matmul = staticmethod(torch.matmul)
-    threads = staticmethod(torch.get_num_threads)
-
-    def __init__(self, like: Tensor):
-        self.dtype, self.device = like.dtype, like.device
-
-    @staticmethod
-    def operand(a: Tensor) -> Tensor:
-        return a
-
-    @staticmethod
-    def output(a: Tensor) -> Tensor:
-        return a
-
-    def empty(self, *shape: int, short: bool = False) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
-
-    def zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
-
-    def ones(self, *shape: int) -> Tensor:
-        return torch.ones(shape, dtype=self.dtype, device=self.device)
-
-    @staticmethod
-    def copy(a: Tensor) -> Tensor:
-        return a.clone(memory_format=torch.contiguous_format)
-
-    @staticmethod
-    def ascontiguousarray(a: Tensor) -> Tensor:
-        return a.contiguous()
-
-    @staticmethod
-    def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-        out.addmm_(a, b)
-
-    def take(self, a: Tensor, rows: np.ndarray) -> Tensor:
-        return a.index_select(0, torch.from_numpy(rows).to(self.device))
-
-    def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
-        return self.zeros(count, a.shape[1]).index_add_(0, torch.from_numpy(rows).to(self.device), a)
-
-    @staticmethod
-    def address(a: Tensor) -> int:
-        return a.data_ptr()
-
-
-class Short(Torch):
-    """The same for kernels that multiply bfloat16: products round what is not, and add up in float32."""
-
-    def __init__(self, device: torch.device):
-        self.dtype, self.device = torch.float32, device
-
-    def operand(self, a: Tensor) -> Tensor:
-        behind = a.untyped_storage().nbytes() - a.element_size() * (a.storage_offset() + a.numel())
-        if a.dtype == torch.bfloat16 and a.is_contiguous() and behind >= 2 * a.shape[1] * (TILE_ROWS - 1):
-            return a
-        return self.empty(*a.shape, short=True).copy_(a)
-
-    @staticmethod
-    def output(a: Tensor) -> Tensor:
-        return a.bfloat16()  # in memory of its own, unlike an operand: not a view, for users and autograd
-
-    @staticmethod
-    def after_each_other(a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([a, b])
-
-    def empty(self, *shape: int, short: bool = False) -> Tensor:
-        if not short:
-            return super().empty(*shape)
-        rows, width = shape  # the last tile of rows is read whole, so there is memory behind it
-        return torch.empty(rows + TILE_ROWS - 1, width, dtype=torch.bfloat16, device=self.device)[:rows]
-
-    def copy(self, a: Tensor) -> Tensor:
-        return self.empty(*a.shape, short=a.dtype == torch.bfloat16).copy_(a)
-
-    def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-        if out is not None and out.dtype == torch.bfloat16:
-            return torch.matmul(a.bfloat16(), b.bfloat16(), out=out)
-        product = self._product(a.bfloat16(), b.bfloat16())
-        return product.float() if out is None else out.copy_(product)
-
-    def add_product(self, out: Tensor, a: Tensor, b: Tensor) -> None:
-        out.add_(self._product(a.bfloat16(), b.bfloat16()))
-
-    @staticmethod
-    def _product(a: Tensor, b: Tensor) -> Tensor:
-        if b.dim() == 1:
-            return (b[None] @ a.T)[0]  # matrix times vector would be slower
-        if a.stride(0) == 1 and b.shape[1] < a.shape[0]:
-            # A product of many rows with many rows wants its left side turned over: the smaller of the two is.
-            return turned(turned(b) @ a.T)
-        return a @ b
-
-    def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
-        return super().sum_by(a.float(), rows, count)
-
-
-def turned(a: Tensor) -> Tensor:
-    """The transpose of a matrix of bfloat16, as a matrix of its own."""
-    a = a.contiguous()
-    rows, columns = a.shape
-    out = a.new_empty(columns, rows)
-    turn_over(a.data_ptr(), out.data_ptr(), rows, columns, target(), torch.get_num_threads())
-    whole_rows, whole_columns = rows // SQUARE * SQUARE, columns // SQUARE * SQUARE
-    if whole_rows < rows:
-        out[:, whole_rows:] = a[whole_rows:].T
-    if whole_columns < columns:
-        out[whole_columns:] = a[:, whole_columns:].T
-    return out
-
-
-def arrays_of(kernel: Kernel, like: Tensor) -> Torch:
-    """What a kernel asks of torch, for tensors like this input."""
-    return Short(like.device) if kernel.short else Torch(like)
 
 
 def narrowed(cell: Cell, inputs: Sequence[Tensor], sizes: Tensor | None, run):

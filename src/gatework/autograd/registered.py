@@ -14,7 +14,8 @@ from torch import Tensor
 from ..backends.cpu.target import target
 from ..compiler import Cell
 from . import checkpoints
-from .functions import Torch, batch_of, flat, kernel_of, kernel_of_shapes, narrowed, parts_of, shapes_of
+from .arrays import arrays_of
+from .functions import batch_of, flat, kernel_of, kernel_of_shapes, narrowed, parts_of, shapes_of
 
 _cells: dict[str, Cell] = {}
 _library = torch.library.Library("gatework", "DEF")
@@ -66,10 +67,10 @@ def _scan(name, outputs, inputs, states, parameters, reverse, sizes, every, trai
         batch = batch_of(xs[0], len(states[0]), counts)
         given = flat(cell, xs), states, parameters, reverse
         if train and every:
-            handed, last, starts = checkpoints.forward(k, Torch(xs[0]), batch, every, *given)
+            handed, last, starts = checkpoints.forward(k, arrays_of(k, xs[0]), batch, every, *given)
             kept.extend(starts)
         else:
-            handed, last, more = k.forward(Torch(xs[0]), batch, *given, train)
+            handed, last, more = k.forward(arrays_of(k, xs[0]), batch, *given, train)
             # Shapes must not depend on the sizes: as long as the sequences, if not all of it is in use.
             kept.extend(m if len(m) == places else torch.cat([m, m.new_zeros(places - len(m), m.shape[1])])
                         for m in more)
@@ -130,7 +131,8 @@ def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, ever
 
     upstream, last = gradients[:len(names)], gradients[len(names):]
     xs = [x if e.op == "constant" else used([x])[0] for e, x in zip(cell.inputs.values(), inputs)]
-    kernel, xp = kernel_of(cell, names, xs, states, parameters), Torch(xs[0])
+    kernel = kernel_of(cell, names, xs, states, parameters)
+    xp = arrays_of(kernel, xs[0])
     if every:
         made = checkpoints.backward(kernel, xp, batch, every, used(upstream), last, xs, states, parameters,
                                     kept[len(names):], reverse, needs)

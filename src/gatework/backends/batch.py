@@ -36,6 +36,7 @@ class Batch:
         self.sizes[:] = sizes
         np.cumsum(self.sizes, out=self.offsets[1:])
         self.total = int(self.offsets[-1])
+        self._address = self._words.ctypes.data + 8  # of the offsets
         self.live = int(self.sizes[0]) if self.steps else 0  # rows that have a step at all
         self.is_dense = self.total == self.steps * rows
 
@@ -69,9 +70,12 @@ class Batch:
 
         Words: how many turns, the step of the first one, 1 or -1, where the offsets lie, and where the sizes.
         """
-        address = self._words.__array_interface__["data"][0] + 8
         first, direction = (end - 1, -1) if from_end else (begin, 1)
-        return end - begin, first, direction, address, address + 8 * (self.steps + 1)
+        return end - begin, first, direction, self._address, self._address + 8 * (self.steps + 1)
+
+    def place(self, step: int) -> int:
+        """Where a step begins in a sequence."""
+        return step * self.rows if self.is_dense else int(self.offsets[step])
 
     def parts(self, count: int) -> list[tuple[int, int]]:
         """Rows (first, how many) for each of `count` threads, with about as many steps in all."""

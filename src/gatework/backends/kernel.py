@@ -20,10 +20,17 @@ from .plan import Backward, Forward, Loop, plan_backward, plan_forward
 from .products import Products
 
 
-class Compiled(Protocol):
-    """A loop that can run."""
+class Loops(Protocol):
+    """A loop in all its forms."""
 
     loop: Loop
+
+    def suited(self, xp, batch: Batch) -> Sequence[Compiled]:
+        """The forms that can run a batch, the fastest first. Each but the last may fail and leave it to the next."""
+
+
+class Compiled(Protocol):
+    """A loop that can run."""
 
     def pack(self, xp, parameters: dict[str, Any]) -> Any:
         """The weights as the loop reads them, made anew for every call: no sign of a tensor tells reliably that its
@@ -31,9 +38,10 @@ class Compiled(Protocol):
 
     def call(self, xp, batch: Batch, span: tuple[int, int], from_end: bool, arrays: dict[str, Any],
              edges: dict[str, Any], weights: Any, passing: frozenset = frozenset(), still: frozenset = frozenset()
-             ) -> None:
+             ) -> bool:
         """Run the turns of some steps. A `passing` buffer holds these steps only; a `still` one the same for all.
-        `edges` are what stands for the first or last values of a sequence, [B, width]."""
+        `edges` are what stands for the first or last values of a sequence, [B, width]. Returns whether it could: False
+        where an operand was infinite, and this form has no such values."""
 
 
 class Numpy:
@@ -91,6 +99,7 @@ class Kernel(ABC):
     """
 
     align = 1      # of the scratch, in values
+    on_cpu = True  # or on a GPU
     packs = False  # whether making the weights into what the loop reads takes long beside a single step
 
     def __init__(self, scan: Scan, sizes: dict[str, int], short: bool = False):
@@ -99,29 +108,29 @@ class Kernel(ABC):
         self.families = list(scan.cell.families)
 
     @abstractmethod
-    def compile(self, loop: Loop) -> Compiled: ...
+    def compile(self, loop: Loop) -> Loops: ...
 
     def rows_at_once(self, width: int) -> int | None:
         """Rows of the input products, `width` values each, that are made before the loop runs on them; None: all."""
         return None
 
     @cached_property
-    def _inference(self) -> tuple[Forward, Compiled]:
+    def _inference(self) -> tuple[Forward, Loops]:
         plan = plan_forward(self.scan, self.sizes, False, self.align, self.short)
         return plan, self.compile(plan.loop)
 
     @cached_property
-    def _single_step(self) -> tuple[Forward, Compiled]:
+    def _single_step(self) -> tuple[Forward, Loops]:
         """Inference of one step: products of the first states come before the loop, too, so no weights are packed."""
         plan = plan_forward(with_before(self.scan, "input", "constant", "state"), self.sizes, False, self.align)
         return plan, self.compile(plan.loop)
 
     @cached_property
-    def _training(self) -> tuple[Forward, Compiled]:
+    def _training(self) -> tuple[Forward, Loops]:
         return self._training_plan, self.compile(self._training_plan.loop)
 
     @cached_property
-    def _backward(self) -> tuple[Backward, Compiled]:
+    def _backward(self) -> tuple[Backward, Loops]:
         return self._backward_plan, self.compile(self._backward_plan.loop)
 
     @cached_property
@@ -157,12 +166,31 @@ class Kernel(ABC):
         cache, and without `train` a few steps are all the memory that the products take.
         """
         single = batch.steps == 1 and self.packs
-        plan, compiled = self._training if train else self._single_step if single else self._inference
+        plan, loops = self._training if train else self._single_step if single else self._inference
         parameters = [xp.ascontiguousarray(p) for p in parameters]
-        arrays, edges, given = self._given(xp, inputs, parameters), {}, dict(zip(self.families, parameters))
+        for compiled in loops.suited(xp, batch):
+            arrays, edges = self._given(xp, inputs, parameters), {}
+            for s, value in zip(self.states, states):
+                if s in plan.rolling:
+                    arrays[plan.rolling[s]] = xp.copy(value)
+                else:
+                    edges[plan.sequences[s]] = xp.ascontiguousarray(value)
+            if self._walk(xp, batch, plan, compiled, arrays, edges, dict(zip(self.families, parameters)),
+                          dict(zip(self.states, states)), reverse, train):
+                break
+        last = [arrays[plan.rolling[s]] if s in plan.rolling
+                else self._last(xp, batch, arrays[plan.sequences[s]], edges[plan.sequences[s]], reverse)
+                for s in self.states]
+        kept = [arrays[name] for name in self.kept] if train else []
+        handed = [xp.output(arrays[name]) for name in plan.outputs.values()]
+        return handed, last, kept
+
+    def _walk(self, xp, batch: Batch, plan: Forward, compiled: Compiled, arrays: dict[str, Any], edges: dict[str, Any],
+              given: dict[str, Any], first: dict[str, Any], reverse: bool, train: bool) -> bool:
+        """The products of the inputs and the loop, in turns; whether the loop could run."""
         matrices = {buffer: xp.operand(self._rows(xp, given[family], family, gates)).T
                     for buffer, family, gates, _ in plan.products}
-        before, first = [], dict(zip(self.states, states))
+        before = []
         for buffer, _, _, name in plan.products:
             if name in first:
                 before.append((buffer, first[name][:batch.live], matrices[buffer]))
@@ -170,31 +198,24 @@ class Kernel(ABC):
                 arrays[buffer] = xp.matmul(arrays[f"in_{name}"], matrices[buffer])
             else:
                 before.append((buffer, arrays[f"in_{name}"], matrices[buffer]))
-        for s, value in first.items():
-            if s in plan.rolling:
-                arrays[plan.rolling[s]] = xp.copy(value)
-            else:
-                edges[plan.sequences[s]] = xp.ascontiguousarray(value)
         most = self.rows_at_once(sum(w.shape[1] for _, _, w in before))
         chunks = batch.chunks(max(batch.rows, batch.total if most is None else most))
         passing = frozenset() if train else {buffer for buffer, _, _ in before}
-        most = max((int(batch.offsets[end] - batch.offsets[begin]) for begin, end in chunks), default=0)
+        most = max((batch.place(end) - batch.place(begin) for begin, end in chunks), default=0)
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
                 arrays[name] = xp.empty(most if name in passing else batch.total, b.width, short=b.short)
         weights = compiled.pack(xp, given)
         for begin, end in reversed(chunks) if reverse else chunks:
-            at = slice(int(batch.offsets[begin]), int(batch.offsets[end]))
+            at = slice(batch.place(begin), batch.place(end))
             for buffer, x, w in before:
-                out = arrays[buffer][:at.stop - at.start] if buffer in passing else arrays[buffer][at]
-                xp.matmul(x[at], w, out=out)
-            compiled.call(xp, batch, (begin, end), reverse, arrays, edges, weights, passing)
-        last = [arrays[plan.rolling[s]] if s in plan.rolling
-                else self._last(xp, batch, arrays[plan.sequences[s]], edges[plan.sequences[s]], reverse)
-                for s in self.states]
-        kept = [arrays[name] for name in self.kept] if train else []
-        handed = [xp.output(arrays[name]) for name in plan.outputs.values()]
-        return handed, last, kept
+                out = arrays[buffer]
+                if len(chunks) > 1:
+                    x, out = x[at], out[:at.stop - at.start] if buffer in passing else out[at]
+                xp.matmul(x, w, out=out)
+            if not compiled.call(xp, batch, (begin, end), reverse, arrays, edges, weights, passing):
+                return False
+        return True
 
     def _last(self, xp, batch: Batch, sequence, first, reverse: bool):
         """The state of every row after its last turn; a row without steps keeps its first one."""
@@ -229,7 +250,9 @@ class Kernel(ABC):
 
         upstream: gradient of each output, or None; last: of each last state, or None. The kept buffers are overwritten.
         """
-        plan, compiled = self._backward
+        plan, loops = self._backward
+        # With an infinite gradient all forms give infinite values or none, so what the first one makes is kept.
+        compiled = loops.suited(xp, batch)[0]
         parameters = [xp.ascontiguousarray(p) for p in parameters]
         cell, given = self.cell, dict(zip(self.families, parameters))
         arrays = self._given(xp, inputs, parameters)

@@ -29,6 +29,7 @@ from .panels import (
     write_inner_products,
     write_packing,
 )
+from .parts import report
 from .shape import TILE_ROWS, TILES, Panel, Run, Shaped, Tiled, in_tiles
 from .target import Target
 from .threads import MEETING, SIGNATURE
@@ -45,9 +46,9 @@ def emit(loop: Shaped, target: Target, size: int) -> str:
     module.functions.append(MEETING)
     for step in loop.passes:
         for panel in step.panels:
-            if loop.short:
-                tiles.write_inner_products(module, step, panel)
-                tiles.write_packing(module, step, panel)
+            if loop.parts:
+                tiles.write_inner_products(module, step, panel, loop.parts)
+                tiles.write_packing(module, step, panel, loop.parts)
             else:
                 write_inner_products(module, loop, step, panel)
                 write_packing(module, loop, step, panel)
@@ -75,13 +76,15 @@ class _Kernel(Memory):
         super().__init__(module, Function(module, "run", SIGNATURE, internal=False), loop)
         self.invariant: dict[Expr, bool] = {}
         self.index = {name: k for k, name in enumerate(loop.buffers)}
+        self.seen = ""  # variable: lanes of operands that were infinite, or no number
         self.sums = tile_values(loop, module.lanes) * module.size  # bytes of the sums of a tile
 
     def write(self) -> None:
         f = self.f
         before = self._flush_denormals()
-        if self.loop.short:
+        if self.loop.parts:
             tiles.begin(f)
+            self.seen = f.variable("i16", "0")
         turns, first, direction = (f.load_word("%arguments", k) for k in range(3))
         offsets, sizes = (f.load_word("%arguments", k, "ptr") for k in (3, 4))
         words = 5 + 3 * len(self.loop.buffers)
@@ -116,8 +119,9 @@ class _Kernel(Memory):
                 self.rows = f.integer("sub", f.smaller(until, end), self.row)
                 with f.when(f.value(f"icmp sgt i64 {self.rows}, 0")):
                     self._turn(shares)
-        if self.loop.short:
+        if self.loop.parts:
             tiles.end(f)
+            report(f, self.seen, f.load_word("%arguments", words + len(self.panels), "ptr"))
         if before is not None:
             f.line(f"call void @llvm.x86.sse.ldmxcsr(ptr {before})")
         f.finish()
@@ -151,10 +155,15 @@ class _Kernel(Memory):
     # ---- stages
 
     def _tiling(self, step: Tiled) -> tuple[str, str, str]:
-        """(rows in a tile, tiles with one row more, blocks at once): tiles differ by one row at the most."""
+        """(rows in a tile, tiles with one row more, blocks at once): tiles differ by one row at the most.
+
+        But on a matrix unit, where they are full up to the last one.
+        """
         f = self.f
         if not step.panels:
             return self.rows, "0", "1"
+        if self.loop.parts:
+            return str(step.rows), "0", "1"
         tiles = f.integer("sdiv", f.integer("add", self.rows, step.rows - 1), step.rows)
         blocks = "1"
         for rows, wide in step.wide.items():
@@ -178,7 +187,7 @@ class _Kernel(Memory):
             with f.loop("0", self.rows) as row:
                 self._row(step, {}, row, "0", None)
             return
-        if step.panels and self.loop.short:
+        if step.panels and self.loop.parts:
             self._round_operands(step)
         usual, extra, at_once = tiling
         begin, end = share
@@ -191,7 +200,7 @@ class _Kernel(Memory):
             with f.while_below(first, self.rows) as row:
                 tile = f.value(f"load i64, ptr {index}")
                 larger = f.value(f"zext i1 {f.value(f'icmp slt i64 {tile}, {extra}')} to i64")
-                rows = f.integer("add", usual, larger)
+                rows = f.smaller(f.integer("add", usual, larger), f.integer("sub", self.rows, row))
                 if step.panels:
                     self._prefetch(step, now, row, rows)
                 # The block to come: the next one, or the first one of the next turn.
@@ -199,7 +208,7 @@ class _Kernel(Memory):
                 after = f.value(f"select i1 {f.value(f'icmp slt i64 {after}, {end}')}, i64 {after}, i64 {begin}")
                 half = f.integer("and", tile, 1)
                 for panel in step.panels:
-                    if self.loop.short:
+                    if self.loop.parts:
                         self._multiply_tiles(step, panel, now, row, rows)
                     else:
                         self._multiply(step, panel, now, blocks, row, rows, after, half)
@@ -247,7 +256,7 @@ class _Kernel(Memory):
                 rows = f.value(f"select i1 {self.at_edge['first']}, i64 0, i64 {rows}")
             with f.loop("0", rows) as row:
                 target = f.at(f.at("%tile", f.integer("mul", row, stride)), self.sums + at)
-                tiles.write_rounding(f, run, target, partial(self._operand, run, row))
+                tiles.write_rounding(f, run, self.loop.parts, target, partial(self._operand, run, row), self.seen)
 
     def _operand(self, run: Run, row: str, unit: str, valid: int | None) -> str:
         if isinstance(run.source, Place):
@@ -257,7 +266,7 @@ class _Kernel(Memory):
     def _multiply_tiles(self, step: Tiled, panel: Panel, block: str, row: str, rows: str) -> None:
         f, stride = self.f, tiles.row_bytes(self.loop, step)
         behind = {run.source: at for run, at in tiles.rounded(self.loop, step)}
-        across = len(panel.slots) * step.vectors * tiles.TILE
+        across = self.loop.parts * len(panel.slots) * step.vectors * tiles.TILE
         start = f.at(self.panels[panel.name], f.integer("mul", block, panel.chunks * across))
         first, done, runs = f.at("%tile", f.integer("mul", row, stride)), 0, []
         for run in panel.runs:

@@ -178,20 +178,27 @@ class Function:
         m = self.module
         if valid is None:
             return self.value(f"load {m.vector}, ptr {pointer}, align {m.size}")
-        bits = f"<{m.lanes} x i1>"
-        m.declared[f"declare {m.vector} @llvm.masked.load.{m.suffix}.p0(ptr, i32, {bits}, {m.vector})"] = None
-        return self.value(f"call {m.vector} @llvm.masked.load.{m.suffix}.p0(ptr {pointer}, i32 {m.size}, {bits} "
-                          f"{self._mask(valid)}, {m.vector} zeroinitializer)")
+        return self.load_where(pointer, self._mask(valid))
 
     def store(self, value: str, pointer: str, valid: int | None = None) -> None:
         m = self.module
         if valid is None:
             self.line(f"store {m.vector} {value}, ptr {pointer}, align {m.size}")
-            return
-        bits = f"<{m.lanes} x i1>"
+        else:
+            self.store_where(value, pointer, self._mask(valid))
+
+    def load_where(self, pointer: str, mask: str) -> str:
+        """Load the lanes of a mask that is known later, the rest zero."""
+        m, bits = self.module, f"<{self.module.lanes} x i1>"
+        m.declared[f"declare {m.vector} @llvm.masked.load.{m.suffix}.p0(ptr, i32, {bits}, {m.vector})"] = None
+        return self.value(f"call {m.vector} @llvm.masked.load.{m.suffix}.p0(ptr {pointer}, i32 {m.size}, {bits} "
+                          f"{mask}, {m.vector} zeroinitializer)")
+
+    def store_where(self, value: str, pointer: str, mask: str) -> None:
+        m, bits = self.module, f"<{self.module.lanes} x i1>"
         m.declared[f"declare void @llvm.masked.store.{m.suffix}.p0({m.vector}, ptr, i32, {bits})"] = None
         self.line(f"call void @llvm.masked.store.{m.suffix}.p0({m.vector} {value}, ptr {pointer}, i32 {m.size}, {bits} "
-                  f"{self._mask(valid)})")
+                  f"{mask})")
 
     def load_short(self, pointer: str, valid: int | None = None) -> str:
         """Load a vector of bfloat16, which is the upper half of float32."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+from functools import cache, cached_property, partial
 from typing import Any
 
 from ...compiler import Cell, Scan, split
@@ -14,11 +14,15 @@ from ..plan import Loop
 from . import jit, threads, tiles
 from .emit import emit, splits_units, tile_values
 from .panels import block_count, panel_values
-from .shape import TILE_ROWS, Panel, shape
+from .parts import PARTS
+from .shape import TILE_ROWS, TILE_VALUES, Panel, in_tiles, shape
 from .target import Target, target
 
 # Values of weights from which packing them takes longer than a call of BLAS that reads them as they are.
 WORTH_A_CALL = 1 << 17
+# A matrix unit multiplies float32 faster than vectors do where operands are as wide as this, tiles are as full, and the
+# rows in parts stay in the second cache beside the weights.
+LEAST_WIDTH, FULL, MOST_ROUNDED = 128, 0.85, 5 << 18
 # Handing work to another thread costs some ten microseconds: below this many multiplications it does not pay.
 WORTH_A_THREAD = 1 << 19
 # Threads that own rows each read all panels in every step; beyond the second cache of a core, sharing the units and
@@ -27,7 +31,7 @@ MOST_PANEL = 1 << 20
 WORTH_A_MEETING = 1 << 16
 # Bytes of input products that are made and used up before the next ones are made; in a product of fewer rows than these
 # packing the weights would weigh.
-AT_ONCE = 1 << 22
+AT_ONCE = 1 << 23
 ROWS_AT_ONCE = 1024
 
 
@@ -42,54 +46,94 @@ class _Packing:
                 family = cell.families[name]
                 block = sizes[family.rows] * sizes[family.columns] * size
                 self.table.append((name, family.gates.index(gate) * block))
-        self.families = list(dict.fromkeys(name for name, _ in self.table))
+
+
+class Loops:
+    """One loop as machine code: by vectors, or by a matrix unit that multiplies float32 in parts."""
+
+    def __init__(self, loop: Loop, machine: Target, size: int, cell: Cell):
+        self.loop = loop
+        self.by_vectors = Compiled(loop, machine, size, cell)
+        self.in_parts = None
+        if machine.tiles and size == 4 and not loop.short and self.by_vectors.multiplications:
+            self.in_parts = Compiled(loop, machine, size, cell, PARTS)
+
+    def suited(self, xp, batch: Batch) -> list[Compiled]:
+        """What may run this batch, the fastest first; each that fails leaves the work to the next."""
+        if self.in_parts and self.in_parts.fills_tiles(batch, xp.threads()):
+            return [self.in_parts, self.by_vectors]
+        return [self.by_vectors]
 
 
 class Compiled:
-    """One loop as machine code."""
+    """One loop as machine code, which is made when it first runs."""
 
-    def __init__(self, loop: Loop, machine: Target, size: int, cell: Cell):
+    def __init__(self, loop: Loop, machine: Target, size: int, cell: Cell, parts: int = 0):
         lanes = machine.lanes(size)
-        loop = shape(loop, machine, lanes)
-        self.loop, self.size = loop, size
-        self.code = jit.load(emit(loop, machine, size), machine)
-        word, pointer = ctypes.c_int64, ctypes.c_void_p
-        signature = [pointer if a.startswith("ptr") else word for a in threads.SIGNATURE]
-        self.run = self.code.function("run", *signature)
-        panels = [(step, panel) for step in loop.passes for panel in step.panels]
-        values = tiles.panel_values if loop.short else panel_values
-        self.packings = [_Packing(self.code.function(f"pack_{panel.name}", *signature), panel, block_count(step, lanes),
-                                  values(step, panel, lanes), cell, loop.sizes, size) for step, panel in panels]
-        self.multiplications = sum(panel.length * len(panel.slots) * step.size for step, panel in panels)
-        self.panel_values = sum(p.values for p in self.packings)
+        loop = shape(loop, machine, lanes, parts)
+        self.loop, self.machine, self.size, self.cell = loop, machine, size, cell
+        values = partial(tiles.panel_values, loop.parts) if loop.parts else panel_values
+        self.panels = [(panel, block_count(step, lanes), values(step, panel, lanes))
+                       for step in loop.passes for panel in step.panels]
+        self.multiplications = sum(panel.length * len(panel.slots) * step.size
+                                   for step in loop.passes for panel in step.panels)
+        self.panel_values = sum(values for _, _, values in self.panels)
         self.tile_values = tile_values(loop, lanes) + lanes
-        # Of rounded operands, in values of the loop, for each row of a thread.
-        self.rounded_values = max(tiles.row_bytes(loop, s) for s in loop.passes) // size if loop.short else 0
+        # Of operands in parts, in values of the loop, for each row of a thread.
+        self.rounded_values = max(tiles.row_bytes(loop, s) for s in loop.passes) // size if loop.parts else 0
         self.shareable = splits_units(loop, lanes)
         self.buffers = [(b.name, b.width * (2 if b.short else size)) for b in loop.buffers.values()]
 
-    def pack(self, xp, parameters: dict[str, Any]) -> tuple[Any, list[int]]:
-        """The packed panels of the weights as they are now, in one array, and the address of each.
+    @cached_property
+    def code(self) -> jit.Code:
+        return jit.load(emit(self.loop, self.machine, self.size), self.machine)
+
+    @cached_property
+    def run(self):
+        return self.code.function("run", *threads.KINDS)
+
+    @cached_property
+    def packings(self) -> list[_Packing]:
+        return [_Packing(self.code.function(f"pack_{panel.name}", *threads.KINDS), panel, blocks, values, self.cell,
+                         self.loop.sizes, self.size) for panel, blocks, values in self.panels]
+
+    def fills_tiles(self, batch: Batch, most: int) -> bool:
+        """Whether a matrix unit runs this batch faster, in parts, than vectors do."""
+        total = batch.total
+        if total < TILE_ROWS * batch.steps:
+            return False
+        parts, together = self._parts(batch, total, most)
+        rows = total / batch.steps / (1 if together else len(parts))
+        widths = [run.length for step in self.loop.passes for panel in step.panels for run in panel.runs]
+        return (rows >= FULL * TILE_ROWS * -(-rows // TILE_ROWS)
+                and sum(widths) >= FULL * sum(map(in_tiles, widths)) * TILE_VALUES
+                and min(widths) >= LEAST_WIDTH
+                and (rows > TILE_ROWS or not together)
+                and rows * self.rounded_values * self.size <= MOST_ROUNDED)
+
+    def pack(self, xp, parameters: dict[str, Any]) -> tuple[Any, list[int], ctypes.c_int64]:
+        """The packed panels of the weights as they are now, in one array, the address of each, and a
+        word that says whether it could not be done.
 
         The addresses are good as long as the array lives. It costs little beside the sequence.
         """
-        packed = xp.empty(self.panel_values)
+        packed, infinite = xp.empty(self.panel_values), ctypes.c_int64(0)
         address, addresses = xp.address(packed), []
         for p in self.packings:
-            sources = {n: xp.address(parameters[n]) for n in p.families}
-            words = (ctypes.c_int64 * len(p.table))(*[sources[n] + offset for n, offset in p.table])
-            shares = share(p.blocks, min(xp.threads(), 1 + p.values // WORTH_A_THREAD))
+            words = [xp.address(parameters[n]) + offset for n, offset in p.table]
+            words = (ctypes.c_int64 * (len(words) + 1))(*words, ctypes.addressof(infinite))
+            shares = [(0, p.blocks)]
+            if p.values >= WORTH_A_THREAD:
+                shares = share(p.blocks, min(xp.threads(), 1 + p.values // WORTH_A_THREAD))
             threads.run(p.function, ctypes.addressof(words), [(*share, 0, address) for share in shares])
             addresses.append(address)
             address += p.values * self.size
-        return packed, addresses
+        return packed, addresses, infinite
 
     def call(self, xp, batch: Batch, span: tuple[int, int], from_end: bool, arrays, edges,
-             weights: tuple[Any, list[int]], passing=frozenset(), still=frozenset()) -> None:
-        """Run the turns of some steps. A `passing` buffer holds these steps only; a `still` one the same for all."""
-        begin = int(batch.offsets[span[0]])
-        total = int(batch.offsets[span[1]]) - begin
-        words = list(batch.turns(from_end, *span))
+             weights: tuple[Any, list[int], ctypes.c_int64], passing=frozenset(), still=frozenset()) -> bool:
+        begin, end = batch.place(span[0]), batch.place(span[1])
+        words = [*batch.turns(from_end, *span)]
         for name, width in self.buffers:
             address = xp.address(arrays[name])
             if name in still:
@@ -97,23 +141,30 @@ class Compiled:
             elif name in passing:
                 address -= begin * width
             words += address, width, xp.address(edges[name]) if name in edges else 0
-        words += weights[1]
+        _, panels, infinite = weights
+        words += *panels, ctypes.addressof(infinite)
         arguments = (ctypes.c_int64 * len(words))(*words)
-        parts, together = self._parts(batch, total, xp.threads())
-        # Each thread has sums of a tile, and rounded operands of its rows: a tile of few rows reads on behind them.
-        own = [self.tile_values + (count + TILE_ROWS - 1) * self.rounded_values for _, count in parts]
-        scratch = xp.empty(batch.rows * self.loop.scratch_row + sum(own))
+        parts, together = self._parts(batch, end - begin, xp.threads())
+        # Each thread has sums of a tile, and operands of its rows in parts: a tile of few rows reads on behind them.
+        own, at = [], batch.rows * self.loop.scratch_row
+        for _, count in parts:
+            own.append(at * self.size)
+            at += self.tile_values + (count + TILE_ROWS - 1) * self.rounded_values
+        scratch = xp.empty(at)
         shared = xp.address(scratch)
-        behind = shared + batch.rows * self.loop.scratch_row * self.size
-        parts = [(first, count, behind + sum(own[:k]) * self.size, shared) for k, (first, count) in enumerate(parts)]
-        threads.run(self.run, ctypes.addressof(arguments), parts, together)
+        threads.run(self.run, ctypes.addressof(arguments),
+                    [(*rows, shared + begins, shared) for rows, begins in zip(parts, own)], together)
+        return not infinite.value
 
     def _parts(self, batch: Batch, total: int, most: int) -> tuple[list[tuple[int, int]], bool]:
         """Rows for every thread, and whether the threads share the units of the same rows instead."""
         count = min(most, 1 + total * max(self.multiplications, 256) // WORTH_A_THREAD)
+        if count == 1:
+            return [(0, batch.rows)], False
         rows = total / batch.steps  # that a step has; a thread with few of them only waits for the panels
-        if (count > 1 and self.shareable and threads.has_team()
-                and (self.panel_values * self.size > (MOST_PANEL if batch.is_dense else MOST_PANEL // 2)
+        most_panel = MOST_PANEL * (2 if self.loop.parts == PARTS else 1)  # the same weights are larger in parts
+        if (self.shareable and threads.has_team()
+                and (self.panel_values * self.size > most_panel // (1 if batch.is_dense else 2)
                      or rows < 2 * count)
                 and rows * self.multiplications > count * WORTH_A_MEETING):
             return [(0, batch.rows)] * count, True
@@ -129,8 +180,8 @@ class Kernel(kernel.Kernel):
         weights = sum(sizes[f.rows] * len(f.gates) * sizes[f.columns] for f in self.cell.families.values() if f.columns)
         self.packs = weights >= WORTH_A_CALL and not short
 
-    def compile(self, loop: Loop) -> Compiled:
-        return Compiled(loop, self.machine, self.size, self.cell)
+    def compile(self, loop: Loop) -> Loops:
+        return Loops(loop, self.machine, self.size, self.cell)
 
     def rows_at_once(self, width: int) -> int:
         return max(ROWS_AT_ONCE, AT_ONCE // max(1, width * self.size))

@@ -63,21 +63,27 @@ class Tiled(Pass):
 
 @dataclass
 class Shaped(Loop):
-    """A loop whose passes are tiled."""
+    """A loop whose passes are tiled.
+
+    `parts`: 0, vectors multiply; else a matrix unit: 1, operands rounded to bfloat16; 3, float32 as sums of three such.
+    """
+
+    parts: int = 0
 
     @property
     def panels(self) -> list[Panel]:
         return [p for s in self.passes for p in s.panels]
 
 
-def shape(loop: Loop, target: Target, lanes: int) -> Shaped:
-    """Choose tiles and panels for a machine with vectors of so many values."""
-    loop = Shaped(**vars(loop) | dict(passes=[Tiled(**vars(step)) for step in loop.passes]))
+def shape(loop: Loop, target: Target, lanes: int, parts: int = 0) -> Shaped:
+    """Choose tiles and panels for a machine with vectors of so many values, or for its matrix unit."""
+    parts = parts or int(loop.short)
+    loop = Shaped(**vars(loop) | dict(passes=[Tiled(**vars(step)) for step in loop.passes]), parts=parts)
     for number, step in enumerate(loop.passes):
         if step.stage.products:
-            across = TILES if loop.short else 4 if target.registers >= 32 else 2  # vectors of a panel row
+            across = TILES if parts else 4 if target.registers >= 32 else 2  # vectors of a panel row
             chunk = _set_width(step, lanes, across)
-            if loop.short:
+            if parts:
                 step.rows = TILES * TILE_ROWS
             else:
                 _set_rows(step, target, lanes, chunk)
@@ -106,7 +112,7 @@ def _set_width(step: Tiled, lanes: int, across: int) -> int:
     return chunk
 
 
-def _panels(loop: Loop, step: Tiled, number: int, across: int) -> None:
+def _panels(loop: Shaped, step: Tiled, number: int, across: int) -> None:
     by_operand: dict[tuple[Expr, int], dict[int, tuple[str, str, str]]] = {}
     for slot, e in enumerate(step.stage.products):
         seen: dict[Expr, int] = {}
@@ -131,12 +137,12 @@ def _address(loop: Loop, operand: tuple[Expr, dict]) -> tuple:
     return (place.buffer, place.turn, place.offset) if place else ("", 0, operand[0].born)
 
 
-def _runs(loop: Loop, operands: list[tuple[Expr, dict]]) -> tuple[Run, ...]:
+def _runs(loop: Shaped, operands: list[tuple[Expr, dict]]) -> tuple[Run, ...]:
     runs: list[Run] = []
     for v, _ in operands:
         place, size = loop.reads.get(v), loop.size(v)
         last = runs[-1] if runs else None
-        if (last and place and isinstance(last.source, Place) and not loop.short  # each run fills its own tiles
+        if (last and place and isinstance(last.source, Place) and not loop.parts  # each run fills its own tiles
                 and replace(place, offset=0, size=0) == replace(last.source, offset=0, size=0)
                 and last.source.offset + last.length == place.offset):
             runs[-1] = replace(last, length=last.length + size)

@@ -103,7 +103,7 @@ class _Layer:
         self.cell, self.sizes = cell, sizes
         self.plan, self.compiled = _compiled(cell, tuple(sorted(sizes.items())), xp.dtype.itemsize, target())
         self.given = {f.name: dense(f, p) for f, p in zip(cell.families.values(), parameters, strict=True)}
-        self.packed, self.panels = self.compiled.pack(xp, self.given)
+        self.packed, self.panels, _ = self.compiled.pack(xp, self.given)
         self.widths = {s: sizes[e.dims[0]] for s, e in cell.states.items()}
 
     def arguments(self, batch: Batch, places: Mapping[str, tuple[int, int, int]]) -> ctypes.Array:

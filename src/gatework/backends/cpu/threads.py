@@ -19,6 +19,7 @@ from .target import target
 # work on the same rows, the size of that team (1: nobody shares), and the point where it meets.
 SIGNATURE = ["ptr %arguments", "i64 %first", "i64 %rows", "ptr %tile", "ptr %shared", "i64 %me", "i64 %all",
              "ptr %point"]
+KINDS = [ctypes.c_void_p if a.startswith("ptr") else ctypes.c_int64 for a in SIGNATURE]
 
 # meet(point, all) returns when all members of a team have come. The point: arrivals, and a count of meetings.
 MEETING = """define internal void @meet(ptr %point, i64 %all) nounwind noinline {

@@ -6,9 +6,12 @@ A tile of weights is 16 pairs of k by 16 units, the two of a pair side by side; 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..plan import Place
 from .ir import Function, Module
 from .panels import SIGNATURE, block_count, by_fullness, turned_over
+from .parts import IN_PAIRS, SIDE_BY_SIDE, in_parts, report
 from .shape import TILE_ROWS, TILE_VALUES, TILES, Panel, Run, Shaped, Tiled, in_tiles
 
 TILE = 1024  # bytes
@@ -32,9 +35,9 @@ def end(f: Function) -> None:
     f.line("call void @llvm.x86.tilerelease()")
 
 
-def panel_values(step: Tiled, panel: Panel, lanes: int) -> int:
+def panel_values(parts: int, step: Tiled, panel: Panel, lanes: int) -> int:
     """How many values of float32 take the place of a packed panel."""
-    return block_count(step, lanes) * panel.chunks * len(panel.slots) * step.vectors * TILE // 4
+    return block_count(step, lanes) * panel.chunks * parts * len(panel.slots) * step.vectors * TILE // 4
 
 
 def lies_ready(loop: Shaped, run: Run) -> bool:
@@ -48,7 +51,7 @@ def rounded(loop: Shaped, step: Tiled) -> list[tuple[Run, int]]:
     for run in {r.source: r for p in step.panels for r in p.runs}.values():
         if not lies_ready(loop, run):
             found.append((run, at))
-            at += in_tiles(run.length) * ROW
+            at += in_tiles(run.length) * loop.parts * ROW
     return found
 
 
@@ -57,7 +60,7 @@ def row_bytes(loop: Shaped, step: Tiled) -> int:
 
     An odd number of lines: rows at a power of two would push each other out of the first cache.
     """
-    return sum(in_tiles(run.length) for run, _ in rounded(loop, step)) * ROW | ROW
+    return sum(in_tiles(run.length) for run, _ in rounded(loop, step)) * loop.parts * ROW | ROW
 
 
 # ---- inner products
@@ -68,15 +71,16 @@ def inner_name(step: Tiled, panel: Panel, down: int) -> str:
     return f"tiles_{slots}of{len(step.stage.products)}x{step.vectors}_{down}_{len(panel.runs)}"
 
 
-def write_inner_products(module: Module, step: Tiled, panel: Panel) -> None:
+def write_inner_products(module: Module, step: Tiled, panel: Panel, parts: int) -> None:
     for down in range(1, TILES + 1):
         if inner_name(step, panel, down) not in module.names:
-            _write_inner_product(module, step, panel, down)
+            _write_inner_product(module, step, panel, down, parts)
 
 
-def _write_inner_product(module: Module, step: Tiled, panel: Panel, down: int) -> None:
+def _write_inner_product(module: Module, step: Tiled, panel: Panel, down: int, parts: int) -> None:
     """acc[row][slot][vector] (+)= sum over runs and chunks of operand[row][chunk] * panel[chunk][slot][vector].
 
+    In chunks of several parts those products are left out that are smaller than what rounding a sum loses.
     `down` tiles of rows. For each run: where its operand lies, the bytes between its rows, its chunks, its weights.
     """
     runs = range(len(panel.runs))
@@ -96,34 +100,26 @@ def _write_inner_product(module: Module, step: Tiled, panel: Panel, down: int) -
             f.line(f"call void @llvm.x86.tilezero(i8 {register})")
     for run in runs:
         with f.loop("0", f"%chunks{run}") as chunk:
-            operand = f.at(f"%operand{run}", f.integer("mul", chunk, ROW))
-            for d in range(down):
-                rows = operand if d == 0 else f.at(operand, f.integer("mul", f"%stride{run}", d * TILE_ROWS))
-                f.line(f"call void @llvm.x86.tileloadd64(i8 {LEFT + d}, ptr {rows}, i64 %stride{run})")
-            weights = f.at(f"%panel{run}", f.integer("mul", chunk, across * TILE))
-            for k in range(across):
-                f.line(f"call void @llvm.x86.tileloadd64(i8 {RIGHT + k}, ptr {f.at(weights, k * TILE)}, i64 {ROW})")
-                for d in range(down):
-                    f.line(f"call void @llvm.x86.tdpbf16ps(i8 {d * across + k}, i8 {LEFT + d}, i8 {RIGHT + k})")
+            operand = f.at(f"%operand{run}", f.integer("mul", chunk, parts * ROW))
+            weights = f.at(f"%panel{run}", f.integer("mul", chunk, parts * across * TILE))
+            for right in range(parts):
+                for k in range(across):
+                    tile = f.at(weights, (right * across + k) * TILE)
+                    f.line(f"call void @llvm.x86.tileloadd64(i8 {RIGHT + k}, ptr {tile}, i64 {ROW})")
+                for left in range(parts - right):
+                    for d in range(down):
+                        rows = f.at(operand, left * ROW)
+                        if d:
+                            rows = f.at(rows, f.integer("mul", f"%stride{run}", d * TILE_ROWS))
+                        f.line(f"call void @llvm.x86.tileloadd64(i8 {LEFT + d}, ptr {rows}, i64 %stride{run})")
+                        for k in range(across):
+                            f.line(f"call void @llvm.x86.tdpbf16ps(i8 {d * across + k}, i8 {LEFT + d}, i8 {RIGHT + k})")
     for register, place, _ in sums:
         f.line(f"call void @llvm.x86.tilestored64(i8 {register}, ptr {f.at('%acc', place)}, i64 {row})")
     f.finish()
 
 
 # ---- operands and weights, rounded
-
-
-def joined(f: Function, low: str, high: str, mask: list[int]) -> str:
-    """Two vectors of float32 rounded into one of 32 values, in the order of the mask; as a vector of floats."""
-    m, short = f.module, f"<{f.module.lanes} x bfloat>"
-    a, b = (f.value(f"fptrunc {m.vector} {v} to {short}") for v in (low, high))
-    order = ", ".join(f"i32 {k}" for k in mask)
-    both = f.value(f"shufflevector {short} {a}, {short} {b}, <{TILE_VALUES} x i32> <{order}>")
-    return f.value(f"bitcast <{TILE_VALUES} x bfloat> {both} to {m.vector}")
-
-
-SIDE_BY_SIDE = list(range(TILE_VALUES))
-IN_PAIRS = [k // 2 + TILE_ROWS * (k % 2) for k in range(TILE_VALUES)]
 
 
 def halves(f: Function, start: str, valid: int, load) -> tuple[str, str]:
@@ -137,12 +133,13 @@ def halves(f: Function, start: str, valid: int, load) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def write_packing(module: Module, step: Tiled, panel: Panel) -> None:
+def write_packing(module: Module, step: Tiled, panel: Panel, parts: int) -> None:
     """pack_<name>, with the arguments of `panels.write_packing`; weights are float32."""
     f = Function(module, f"pack_{panel.name}", SIGNATURE, internal=False)
     across = len(panel.slots) * step.vectors
+    chunk, seen = parts * across * TILE, f.variable("i16", "0")
     with f.loop("%first", f.integer("add", "%first", "%rows")) as block:
-        at_block = f.at("%shared", f.integer("mul", block, panel.chunks * across * TILE))
+        at_block = f.at("%shared", f.integer("mul", block, panel.chunks * chunk))
         done = 0
         for number, (length, matrices) in enumerate(panel.pieces):
             with f.loop("0", across) as column:
@@ -150,60 +147,76 @@ def write_packing(module: Module, step: Tiled, panel: Panel) -> None:
                 matrix = f.value(f"load ptr, ptr {f.at('%arguments', f.integer('mul', slot, 8))}")
                 vector = f.integer("srem", column, step.vectors)
                 vector = f.integer("add", f.integer("mul", block, step.vectors), vector)
-                out = f.at(f.at(at_block, f.integer("mul", column, TILE)), done * across * TILE)
-                _pack(f, step, matrix, f.integer("mul", vector, module.lanes), out, length, across * TILE,
-                      matrices[0][2] == "N")
+                out = f.at(f.at(at_block, f.integer("mul", column, TILE)), done * chunk)
+                source = _Source(f, matrix, f.integer("mul", vector, module.lanes), length, step.size)
+                _pack(source, out, parts, across * TILE, matrices[0][2] == "N", seen)
             done += in_tiles(length)
+    report(f, seen, f.load_word("%arguments", len(panel.pieces) * len(panel.slots), "ptr"))
     f.finish()
 
 
-def _pack(f: Function, step: Tiled, matrix: str, unit: str, target: str, length: int, stride: int, turn: bool) -> None:
+@dataclass
+class _Source:
+    """What one piece of a panel is packed from, for a vector of units."""
+
+    f: Function
+    matrix: str
+    unit: str
+    length: int
+    size: int
+
+    def columns(self, k: str, units: int, valid: int) -> list[tuple[str, str]]:
+        """matrix[unit...][k...]: for each unit 32 values."""
+        f = self.f
+        corner = f.at(f.at(self.matrix, f.integer("mul", self.unit, self.length * 4)), f.integer("mul", k, 4))
+        return [halves(f, f.at(corner, n * self.length * 4), valid,
+                       lambda at, some: f.load(f.at(at[0], at[1] * 4), some)) for n in range(units)]
+
+    def rows(self, k: str, units: int, valid: int) -> list[tuple[str, str]]:
+        """matrix[k...][unit...]: for each pair of k two vectors of units."""
+        f = self.f
+        found = []
+        for n in range(2 * TILE_ROWS):
+            at = f.at(self.matrix, f.integer("mul", f.integer("add", k, n), self.size * 4))
+            at = f.at(at, f.integer("mul", self.unit, 4))
+            found.append(f.load(at, None if units == f.module.lanes else units) if n < valid and units
+                         else "zeroinitializer")
+        return list(zip(found[::2], found[1::2]))
+
+
+def _pack(source: _Source, target: str, parts: int, part_bytes: int, turn: bool, seen: str) -> None:
     """Tiles of one piece for a vector of units: of matrix[unit...][k], turned over, or of matrix[k][unit...]."""
-    whole = length // TILE_VALUES
+    f, whole = source.f, source.length // TILE_VALUES
 
     def write(units: int) -> None:
-        def tile(chunk: str, valid: int) -> None:
-            out = f.at(target, f.integer("mul", chunk, stride))
-            k = f.integer("mul", chunk, TILE_VALUES)
-            for number, row in enumerate(make(k, units, valid)):
-                f.store(row, f.at(out, number * ROW))
+        def chunk(number: str, valid: int) -> None:
+            out = f.at(target, f.integer("mul", number, parts * part_bytes))
+            pairs = (source.columns if turn else source.rows)(f.integer("mul", number, TILE_VALUES), units, valid)
+            split = [in_parts(f, *pair, SIDE_BY_SIDE if turn else IN_PAIRS, parts, seen) for pair in pairs]
+            for part, rows in enumerate(zip(*split)):
+                if turn:
+                    rows = turned_over(f, [*rows, *["zeroinitializer"] * (TILE_ROWS - len(rows))])
+                for n, row in enumerate(rows):
+                    f.store(row, f.at(out, part * part_bytes + n * ROW))
 
-        with f.loop("0", whole) as chunk:
-            tile(chunk, TILE_VALUES)
-        if length % TILE_VALUES:
-            tile(str(whole), length % TILE_VALUES)
+        with f.loop("0", whole) as number:
+            chunk(number, TILE_VALUES)
+        if source.length % TILE_VALUES:
+            chunk(str(whole), source.length % TILE_VALUES)
 
-    def columns(k: str, units: int, valid: int) -> list[str]:
-        corner = f.at(f.at(matrix, f.integer("mul", unit, length * 4)), f.integer("mul", k, 4))
-        rows = [joined(f, *halves(f, f.at(corner, n * length * 4), valid,
-                                  lambda at, some: f.load(f.at(at[0], at[1] * 4), some)), SIDE_BY_SIDE)
-                for n in range(units)]
-        return turned_over(f, rows + ["zeroinitializer"] * (f.module.lanes - units))
-
-    def rows(k: str, units: int, valid: int) -> list[str]:
-        found = []
-        for pair in range(TILE_ROWS):
-            two = []
-            for n in (2 * pair, 2 * pair + 1):
-                at = f.at(f.at(matrix, f.integer("mul", f.integer("add", k, n), step.size * 4)),
-                          f.integer("mul", unit, 4))
-                two.append(f.load(at, None if units == f.module.lanes else units) if n < valid and units
-                           else "zeroinitializer")
-            found.append(joined(f, *two, IN_PAIRS))
-        return found
-
-    make = columns if turn else rows
-    by_fullness(f, unit, step.size, write)
+    by_fullness(f, source.unit, source.size, write)
 
 
-def write_rounding(f: Function, run: Run, target: str, load) -> None:
-    """A row of an operand, rounded and filled up; `load(at, valid)` reads values from a place on."""
+def write_rounding(f: Function, run: Run, parts: int, target: str, load, seen: str) -> None:
+    """A row of an operand in parts, filled up; `load(at, valid)` reads values from a place on."""
     whole = run.length // TILE_VALUES
 
     def chunk(number: str, valid: int) -> None:
         first = f.integer("mul", number, TILE_VALUES)
         low, high = halves(f, first, valid, lambda at, some: load(f.integer("add", at[0], at[1]), some))
-        f.store(joined(f, low, high, SIDE_BY_SIDE), f.at(target, f.integer("mul", number, ROW)))
+        out = f.at(target, f.integer("mul", number, parts * ROW))
+        for part, row in enumerate(in_parts(f, low, high, SIDE_BY_SIDE, parts, seen)):
+            f.store(row, f.at(out, part * ROW))
 
     with f.loop("0", whole) as number:
         chunk(number, TILE_VALUES)

@@ -28,8 +28,7 @@ def turn_over(source: int, target: int, rows: int, columns: int, machine: Target
 @cache
 def _function(machine: Target):
     code = jit.load(text(machine), machine)
-    word, pointer = ctypes.c_int64, ctypes.c_void_p
-    return code.function("turn", *(pointer if a.startswith("ptr") else word for a in threads.SIGNATURE))
+    return code.function("turn", *threads.KINDS)
 
 
 def text(machine: Target) -> str:

@@ -39,11 +39,14 @@ class Compiled:
         self.sequences = [n for n in self.buffers if loop.buffers[n].kind == "sequence"]
         self.warps = 8 if resident_values(loop) > 1 << 14 else 4
 
+    def suited(self, xp, batch: Batch) -> list[Compiled]:
+        return [self]
+
     def pack(self, xp, parameters: dict[str, Any]) -> list[torch.Tensor]:
         return [parameters[n] for n in self.matrices]
 
     def call(self, xp, batch: Batch, span: tuple[int, int], from_end: bool, arrays, edges, weights, passing=frozenset(),
-             still=frozenset()) -> None:
+             still=frozenset()) -> bool:
         if span != (0, batch.steps):
             raise ValueError(f"all steps run in one launch; asked for were {span} of {batch.steps}")
         strides = [0 if n in still else self.loop.buffers[n].width for n in self.sequences]
@@ -51,6 +54,7 @@ class Compiled:
             *_words(batch, xp.device), batch.steps, batch.steps - 1 if from_end else 0, batch.rows,
             *(arrays[n] for n in self.buffers), *strides, *(edges[n] for n in self.edges), *weights, FROM_END=from_end,
             ROWS=LEAST, PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee", num_warps=self.warps)
+        return True
 
 
 class Kernel(kernel.Kernel):
@@ -58,7 +62,7 @@ class Kernel(kernel.Kernel):
 
     def __init__(self, scan: Scan, sizes: dict[str, int], dtype: torch.dtype):
         super().__init__(scan, sizes)
-        self.dtype = dtype
+        self.dtype, self.on_cpu = dtype, False
 
     def compile(self, loop: Loop) -> Compiled:
         return Compiled(loop, self.cell, self.dtype)

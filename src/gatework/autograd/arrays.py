@@ -1,0 +1,172 @@
+"""What kernels ask of an array library, as torch has it: in its plain form, and where a matrix unit multiplies."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backends.cpu import gemm
+from ..backends.cpu.shape import TILE_ROWS
+from ..backends.cpu.target import target
+from ..backends.cpu.turning import SQUARE, turn_over
+from ..backends.kernel import Kernel
+
+
+class Torch:
+    """What the CPU kernels ask of an array library; the twin of `backends.cpu.kernel.Numpy`."""
+
+    matmul = staticmethod(torch.matmul)
+    threads = staticmethod(torch.get_num_threads)
+
+    def __init__(self, like: Tensor):
+        self.dtype, self.device = like.dtype, like.device
+
+    @staticmethod
+    def operand(a: Tensor) -> Tensor:
+        return a
+
+    @staticmethod
+    def output(a: Tensor) -> Tensor:
+        return a
+
+    def empty(self, *shape: int, short: bool = False) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def ones(self, *shape: int) -> Tensor:
+        return torch.ones(shape, dtype=self.dtype, device=self.device)
+
+    @staticmethod
+    def copy(a: Tensor) -> Tensor:
+        return a.clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def ascontiguousarray(a: Tensor) -> Tensor:
+        return a.contiguous()
+
+    @staticmethod
+    def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+        out.addmm_(a, b)
+
+    def take(self, a: Tensor, rows: np.ndarray) -> Tensor:
+        return a.index_select(0, torch.from_numpy(rows).to(self.device))
+
+    def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
+        return self.zeros(count, a.shape[1]).index_add_(0, torch.from_numpy(rows).to(self.device), a)
+
+    @staticmethod
+    def address(a: Tensor) -> int:
+        return a.data_ptr()
+
+
+class Short(Torch):
+    """The same for kernels that multiply bfloat16: products round what is not, and add up in float32."""
+
+    def __init__(self, device: torch.device):
+        self.dtype, self.device = torch.float32, device
+
+    def operand(self, a: Tensor) -> Tensor:
+        behind = a.untyped_storage().nbytes() - a.element_size() * (a.storage_offset() + a.numel())
+        if a.dtype == torch.bfloat16 and a.is_contiguous() and behind >= 2 * a.shape[1] * (TILE_ROWS - 1):
+            return a
+        return self.empty(*a.shape, short=True).copy_(a)
+
+    @staticmethod
+    def output(a: Tensor) -> Tensor:
+        return a.bfloat16()  # in memory of its own, unlike an operand: not a view, for users and autograd
+
+    @staticmethod
+    def after_each_other(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a, b])
+
+    def empty(self, *shape: int, short: bool = False) -> Tensor:
+        if not short:
+            return super().empty(*shape)
+        rows, width = shape  # the last tile of rows is read whole, so there is memory behind it
+        return torch.empty(rows + TILE_ROWS - 1, width, dtype=torch.bfloat16, device=self.device)[:rows]
+
+    def copy(self, a: Tensor) -> Tensor:
+        return self.empty(*a.shape, short=a.dtype == torch.bfloat16).copy_(a)
+
+    def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is not None and out.dtype == torch.bfloat16:
+            return torch.matmul(a.bfloat16(), b.bfloat16(), out=out)
+        product = self._product(a.bfloat16(), b.bfloat16())
+        return product.float() if out is None else out.copy_(product)
+
+    def add_product(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        out.add_(self._product(a.bfloat16(), b.bfloat16()))
+
+    @staticmethod
+    def _product(a: Tensor, b: Tensor) -> Tensor:
+        if b.dim() == 1:
+            return (b[None] @ a.T)[0]  # matrix times vector would be slower
+        if a.stride(0) == 1 and b.shape[1] < a.shape[0]:
+            # A product of many rows with many rows wants its left side turned over: the smaller of the two is.
+            return turned(turned(b) @ a.T)
+        return a @ b
+
+    def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
+        return super().sum_by(a.float(), rows, count)
+
+
+def turned(a: Tensor) -> Tensor:
+    """The transpose of a matrix of bfloat16, as a matrix of its own."""
+    a = a.contiguous()
+    rows, columns = a.shape
+    out = a.new_empty(columns, rows)
+    turn_over(a.data_ptr(), out.data_ptr(), rows, columns, target(), torch.get_num_threads())
+    whole_rows, whole_columns = rows // SQUARE * SQUARE, columns // SQUARE * SQUARE
+    if whole_rows < rows:
+        out[:, whole_rows:] = a[whole_rows:].T
+    if whole_columns < columns:
+        out[whole_columns:] = a[:, whole_columns:].T
+    return out
+
+
+class Parts(Torch):
+    """The same where a matrix unit multiplies float32, in parts, faster than BLAS does: large products do it there."""
+
+    def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        if a.dim() != 2 or b.dim() != 2 or not _is_large(*a.shape, b.shape[1]):
+            return torch.matmul(a, b, out=out)
+        if out is None:
+            out = self.empty(a.shape[0], b.shape[1])
+        # Infinite values have no parts. BLAS knows what becomes of them.
+        return out if _multiplied(a, b, out) else torch.matmul(a, b, out=out)
+
+
+# A product is large from so many multiplications on, if no side is shorter than this: packing has to pay.
+LARGE, LEAST_SIDE = 1 << 28, 64
+_spare: list[Tensor] = []  # memory for packed operands that no product uses now
+
+
+def _is_large(rows: int, depth: int, columns: int) -> bool:
+    return min(rows, depth, columns) >= LEAST_SIDE and rows * depth * columns >= LARGE
+
+
+def _multiplied(a: Tensor, b: Tensor, out: Tensor) -> bool:
+    """Whether out = a @ b was made by the matrix unit; the operands have their values side by side on one axis."""
+    count = torch.get_num_threads()
+    work = _spare.pop() if _spare else torch.empty(0, dtype=torch.uint8)
+    if work.numel() < gemm.bytes_of_work(count):
+        work = torch.empty(gemm.bytes_of_work(count), dtype=torch.uint8)
+    words = dict(rows=a.shape[0], depth=a.shape[1], columns=b.shape[1], out=out.data_ptr(),
+                 out_stride=4 * out.stride(0))
+    for name, side, inner, outer in (("left", a, 1, 0), ("right", b, 0, 1)):
+        across = side.stride(inner) != 1
+        words |= {name: side.data_ptr(), f"{name}_across": across,
+                  f"{name}_stride": 4 * side.stride(inner if across else outer)}
+    made = gemm.multiply(words, work.data_ptr(), target(), count)
+    _spare.append(work)
+    return made
+
+
+def arrays_of(kernel: Kernel, like: Tensor) -> Torch:
+    """What a kernel asks of torch, for tensors like this input."""
+    if kernel.short:
+        return Short(like.device)
+    return Parts(like) if kernel.on_cpu and like.dtype == torch.float32 and target().tiles else Torch(like)
