@@ -11,6 +11,10 @@ from ..backends.cpu.shape import TILE_ROWS
 from ..backends.cpu.target import target
 from ..backends.cpu.turning import SQUARE, turn_over
 from ..backends.kernel import Kernel
+from . import lasting
+
+# Values of a sequence that torch adds up over the steps as fast as a product with ones does.
+SMALL = 1 << 19
 
 
 class Torch:
@@ -20,7 +24,7 @@ class Torch:
     threads = staticmethod(torch.get_num_threads)
 
     def __init__(self, like: Tensor):
-        self.dtype, self.device = like.dtype, like.device
+        self.like, self.dtype, self.device = like, like.dtype, like.device
 
     @staticmethod
     def operand(a: Tensor) -> Tensor:
@@ -31,13 +35,18 @@ class Torch:
         return a
 
     def empty(self, *shape: int, short: bool = False) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+        return self.like.new_empty(shape)
+
+    def lasting(self, *shape: int, short: bool = False) -> Tensor:
+        memory = lasting.take(shape, self.dtype) if self.device.type == "cpu" else None
+        return self.empty(*shape) if memory is None else memory
 
     def zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return self.like.new_zeros(shape)
 
-    def ones(self, *shape: int) -> Tensor:
-        return torch.ones(shape, dtype=self.dtype, device=self.device)
+    def sum_of_rows(self, a: Tensor) -> Tensor:
+        # A product with ones runs at the speed of memory, a sum over the slow axis only while the caches hold it.
+        return a.sum(0) if a.numel() < SMALL else self.matmul(a.T, a.new_ones(a.shape[0]))
 
     @staticmethod
     def copy(a: Tensor) -> Tensor:
@@ -66,7 +75,7 @@ class Short(Torch):
     """The same for kernels that multiply bfloat16: products round what is not, and add up in float32."""
 
     def __init__(self, device: torch.device):
-        self.dtype, self.device = torch.float32, device
+        super().__init__(torch.empty(0, device=device))
 
     def operand(self, a: Tensor) -> Tensor:
         behind = a.untyped_storage().nbytes() - a.element_size() * (a.storage_offset() + a.numel())
@@ -88,6 +97,13 @@ class Short(Torch):
         rows, width = shape  # the last tile of rows is read whole, so there is memory behind it
         return torch.empty(rows + TILE_ROWS - 1, width, dtype=torch.bfloat16, device=self.device)[:rows]
 
+    def lasting(self, *shape: int, short: bool = False) -> Tensor:
+        if not short:
+            return super().lasting(*shape)
+        rows, width = shape
+        memory = lasting.take((rows + TILE_ROWS - 1, width), torch.bfloat16)
+        return self.empty(*shape, short=True) if memory is None else memory[:rows]
+
     def copy(self, a: Tensor) -> Tensor:
         return self.empty(*a.shape, short=a.dtype == torch.bfloat16).copy_(a)
 
@@ -108,6 +124,9 @@ class Short(Torch):
             # A product of many rows with many rows wants its left side turned over: the smaller of the two is.
             return turned(turned(b) @ a.T)
         return a @ b
+
+    def sum_of_rows(self, a: Tensor) -> Tensor:
+        return a.sum(0, dtype=torch.float32) if a.numel() < SMALL else super().sum_of_rows(a)
 
     def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
         return super().sum_by(a.float(), rows, count)

@@ -13,7 +13,7 @@ from ..backends.batch import Batch
 from ..backends.cpu.target import Target, target
 from ..backends.kernel import Kernel
 from ..compiler import Cell
-from . import checkpoints
+from . import checkpoints, lasting
 from .arrays import arrays_of
 
 FUSED = {torch.float32: 4, torch.float64: 8}
@@ -45,15 +45,18 @@ def flat(cell: Cell, inputs: Sequence[Tensor]) -> list[Tensor]:
 def eager(kernel: Kernel, inputs, states, parameters, reverse, counts, checkpoint_every):
     cell, handed_out = kernel.cell, len(kernel.scan.outputs)
     batch = batch_of(inputs[0], len(states[0]), counts)
+    shape = inputs[0].shape[:2] if counts is None else (batch.total,)
     tensors = (*flat(cell, inputs), *states, *parameters)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         every = checkpoints.distance(batch.steps, batch.rows, checkpoint_every)
-        made = (_Scan.apply(kernel, batch, reverse, *tensors) if every >= batch.steps else
-                _Checkpointed.apply(kernel, batch, reverse, every, *tensors))
-        handed, last = made[:handed_out], list(made[handed_out:])
+        if every >= batch.steps:
+            made = _Scan.apply(kernel, batch, reverse, shape, *tensors)
+            return made[:handed_out], made[handed_out:]
+        made = _Checkpointed.apply(kernel, batch, reverse, every, *tensors)
+        handed, last = made[:handed_out], made[handed_out:]
     else:
+        lasting.let_go()
         handed, last, _ = kernel.forward(arrays_of(kernel, tensors[0]), batch, *parts_of(cell, tensors), reverse, False)
-    shape = inputs[0].shape[:2] if counts is None else (batch.total,)
     return [y.view(*shape, y.shape[1]) for y in handed], last
 
 
@@ -98,10 +101,13 @@ class _Scan(torch.autograd.Function):
     """A whole sequence, with all that its derivative needs."""
 
     @staticmethod
-    def forward(ctx, kernel: Kernel, batch: Batch, reverse: bool, *tensors: Tensor):
+    def forward(ctx, kernel: Kernel, batch: Batch, reverse: bool, shape: tuple[int, ...], *tensors: Tensor):
         handed, last, kept = kernel.forward(arrays_of(kernel, tensors[0]), batch, *parts_of(kernel.cell, tensors),
                                             reverse, True)
+        for y in handed:
+            y.resize_(*shape, y.shape[1])  # a view would be one more function for autograd
         ctx.of = kernel, batch, reverse
+        ctx.kept_at = [k.data_ptr() for k in kept]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *handed, *kept)
         return *handed, *last
@@ -109,17 +115,23 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         kernel, batch, reverse = ctx.of
-        needs, saved, outputs = ctx.needs_input_grad[3:], ctx.saved_tensors, len(kernel.scan.outputs)
+        needs, saved, outputs = ctx.needs_input_grad[4:], ctx.saved_tensors, len(kernel.scan.outputs)
         count = len(needs)
-        tensors, handed, kept = saved[:count], saved[count:count + outputs], saved[count + outputs:]
+        tensors, kept = saved[:count], saved[count + outputs:]
+        handed = [y.flatten(0, -2) for y in saved[count:count + outputs]]
+        upstream = [None if d is None else d.flatten(0, -2) for d in gradients[:outputs]]
         if torch.is_grad_enabled():
-            return *[None] * 3, *_differentiable(kernel, batch, reverse, tensors, gradients, needs)
+            upstream += gradients[outputs:]
+            return *[None] * 4, *_differentiable(kernel, batch, reverse, tensors, upstream, needs)
         xp = arrays_of(kernel, tensors[0])
-        if torch._C._autograd._get_current_graph_task_keep_graph():
+        again = torch._C._autograd._get_current_graph_task_keep_graph()
+        if again:
             kept = [xp.copy(k) for k in kept]  # another backward pass may follow, and this one writes over them
-        made = kernel.backward(xp, batch, gradients[:outputs], gradients[outputs:],
-                               *parts_of(kernel.cell, tensors), handed, kept, reverse, needs)
-        return *[None] * 3, *made
+        made = kernel.backward(xp, batch, upstream, gradients[outputs:], *parts_of(kernel.cell, tensors), handed, kept,
+                               reverse, needs)
+        if not again:
+            lasting.leave(kept, ctx.kept_at)
+        return *[None] * 4, *made
 
 
 def _differentiable(kernel: Kernel, batch: Batch, reverse, tensors, gradients, needs) -> list[Tensor | None]:

@@ -87,6 +87,8 @@ class Batch:
 
     def chunks(self, most_rows: int) -> list[tuple[int, int]]:
         """The steps in runs (begin, end) of at most so many rows, or of one step."""
+        if 0 < self.total <= most_rows:
+            return [(0, self.steps)]
         if self.is_dense:
             length = max(1, most_rows // self.rows)
             return [(t, min(t + length, self.steps)) for t in range(0, self.steps, length)]

@@ -64,11 +64,15 @@ class Numpy:
     def empty(self, *shape: int, short: bool = False) -> np.ndarray:
         return np.empty(shape, self.dtype)
 
+    def lasting(self, *shape: int, short: bool = False) -> np.ndarray:
+        """The same for what is kept until the backward pass."""
+        return self.empty(*shape)
+
     def zeros(self, *shape: int) -> np.ndarray:
         return np.zeros(shape, self.dtype)
 
-    def ones(self, *shape: int) -> np.ndarray:
-        return np.ones(shape, self.dtype)
+    def sum_of_rows(self, a: np.ndarray) -> np.ndarray:
+        return a.sum(0)
 
     def copy(self, a: np.ndarray) -> np.ndarray:
         return a.copy()
@@ -106,6 +110,7 @@ class Kernel(ABC):
         self.scan, self.cell, self.sizes, self.short = scan, scan.cell, sizes, short
         self.inputs, self.states = [f"in_{n}" for n in scan.cell.inputs], list(scan.cell.states)
         self.families = list(scan.cell.families)
+        self.parameters = [f"param_{n}" for n in self.families]
 
     @abstractmethod
     def compile(self, loop: Loop) -> Loops: ...
@@ -200,11 +205,15 @@ class Kernel(ABC):
                 before.append((buffer, arrays[f"in_{name}"], matrices[buffer]))
         most = self.rows_at_once(sum(w.shape[1] for _, _, w in before))
         chunks = batch.chunks(max(batch.rows, batch.total if most is None else most))
-        passing = frozenset() if train else {buffer for buffer, _, _ in before}
-        most = max((batch.place(end) - batch.place(begin) for begin, end in chunks), default=0)
+        passing, most = frozenset(), batch.total
+        if not train:
+            passing = {buffer for buffer, _, _ in before}
+            most = max((batch.place(end) - batch.place(begin) for begin, end in chunks), default=0)
+        kept = self.kept if train else ()
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
-                arrays[name] = xp.empty(most if name in passing else batch.total, b.width, short=b.short)
+                make = xp.lasting if name in kept else xp.empty
+                arrays[name] = make(most if name in passing else batch.total, b.width, short=b.short)
         weights = compiled.pack(xp, given)
         for begin, end in reversed(chunks) if reverse else chunks:
             at = slice(batch.place(begin), batch.place(end))
@@ -230,7 +239,8 @@ class Kernel(ABC):
         """The buffers that the caller gives."""
         arrays = {name: xp.operand(xp.ascontiguousarray(x)) if e.op == "input" else xp.ascontiguousarray(x)
                   for name, e, x in zip(self.inputs, self.cell.inputs.values(), inputs)}
-        return arrays | {f"param_{name}": p for name, p in zip(self.families, parameters)}
+        arrays.update(zip(self.parameters, parameters))
+        return arrays
 
     def _rows(self, xp, stacked, family: str, gates: list[str]):
         """Some row blocks of a stacked parameter, in the order asked for."""
@@ -251,7 +261,7 @@ class Kernel(ABC):
         upstream: gradient of each output, or None; last: of each last state, or None. The kept buffers are overwritten.
         """
         plan, loops = self._backward
-        # With an infinite gradient all forms give infinite values or none, so what the first one makes is kept.
+        # It writes over what it reads, so it cannot start again: an infinite gradient may come out as no number.
         compiled = loops.suited(xp, batch)[0]
         parameters = [xp.ascontiguousarray(p) for p in parameters]
         cell, given = self.cell, dict(zip(self.families, parameters))

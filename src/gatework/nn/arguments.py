@@ -51,7 +51,7 @@ def check_input(layer, x: Tensor, inputs: Mapping[str, Tensor]) -> None:
         raise ValueError(f"input must be {order}, or [T, I] unbatched; its shape is {tuple(x.shape)}")
     check_features(layer, x)
     needed = list(layer.cell.inputs)[1:]
-    if sorted(inputs) != sorted(needed):
+    if inputs.keys() != set(needed):
         raise TypeError(f"{layer.cell.name} takes the further inputs {', '.join(needed) or 'none'}, by name; given "
                         f"were {', '.join(inputs) or 'none'}")
     for name in needed:
@@ -140,9 +140,9 @@ def check_resets(resets, x: Tensor) -> Tensor:
 
 def recorded_names(cell: Cell, record: bool | str | Sequence[str] | None) -> tuple[str, ...]:
     """The states and values of the equations that `record` asks for."""
-    known = list(dict.fromkeys([*cell.record, *cell.next]))
     if record is None or record is False:
         return ()
+    known = list(dict.fromkeys([*cell.record, *cell.next]))
     if record is True:
         return tuple(known)
     if not isinstance(record, str | Iterable):

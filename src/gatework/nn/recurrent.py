@@ -199,7 +199,12 @@ class Recurrent(torch.nn.Module):
 
     @property
     def first_parameter(self) -> torch.nn.Parameter:
-        return getattr(self, self._names[0][0])
+        return self._parameter(self._names[0][0])
+
+    def _parameter(self, name: str) -> Tensor:
+        """A parameter, or what stands in for it (parametrize); looking for an attribute would take much longer."""
+        own = self._parameters.get(name)
+        return getattr(self, name) if own is None else own
 
     def extra_repr(self) -> str:
         options = [f"{self.cell.name}, {self.input_size}, {self.hidden_size}"]
@@ -334,11 +339,12 @@ class Recurrent(torch.nn.Module):
             outputs = []
             if self.training and self._random is not None:
                 x = self._random.drop_input(x, call.rows, call.ragged)
-            for direction, suffix in enumerate(self._suffixes(layer)):
+            for direction in range(directions):
                 k = layer * directions + direction
                 handed, end = self._scan(x, [s[k] for s in states], k, direction == 1, call)
                 outputs.append(handed[self.cell.output])
-                records |= {n + suffix: handed[n] for n in call.recorded}
+                if call.recorded:
+                    records |= {n + self._suffixes(layer)[direction]: handed[n] for n in call.recorded}
                 last.append(end)
             x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
             if self.dropout and layer < self.num_layers - 1:
@@ -349,14 +355,14 @@ class Recurrent(torch.nn.Module):
     def _scan(self, x: Tensor, states: list[Tensor], k: int, reverse: bool, call: _Call):
         """One direction of one layer: what is handed out, by name, and the last states."""
         (cell, cell_with_resets), inputs = self._cells[self.training], [x, *call.further]
-        parameters = [getattr(self, n) for n in self._names[k]]
+        parameters = [self._parameter(n) for n in self._names[k]]
         if self.training and self._random is not None:
             inputs += self._random.masks(x, call.rows, self.sizes)
             parameters = self._random.drop_weights(parameters)
         if call.resets is not None:
             cell = cell_with_resets
             inputs += [call.resets[reverse], *(getattr(self, n).expand(call.rows, -1) for n in self._initial_names[k])]
-        outputs = tuple(dict.fromkeys((self.cell.output, *call.recorded)))
+        outputs = (self.cell.output, *(n for n in call.recorded if n != self.cell.output))
         handed, last = scan(cell, inputs, states, parameters, reverse, self.backend, outputs=outputs,
                             sizes=None if call.ragged is None else call.ragged.sizes,
                             checkpoint_every=self.checkpoint_every)

@@ -27,6 +27,9 @@ class Target:
     fast_division: bool = False  # a reciprocal estimate of 14 bits, one Newton step from float32
     tiles: bool = False          # a matrix unit for bfloat16, whose tiles are 16 rows of 64 bytes (AMX)
 
+    def __hash__(self) -> int:  # of all features, for every call, would take long
+        return hash(self.name)
+
     def lanes(self, bytes_per_value: int) -> int:
         return self.bits // (8 * bytes_per_value)
 
