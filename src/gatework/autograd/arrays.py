@@ -37,6 +37,11 @@ class Torch:
     def empty(self, *shape: int, short: bool = False) -> Tensor:
         return self.like.new_empty(shape)
 
+    def work(self, count: int) -> Tensor:
+        return lasting.borrow(count * self.dtype.itemsize)
+
+    give_back = staticmethod(lasting.give_back)
+
     def lasting(self, *shape: int, short: bool = False) -> Tensor:
         memory = lasting.take(shape, self.dtype) if self.device.type == "cpu" else None
         return self.empty(*shape) if memory is None else memory
@@ -160,7 +165,6 @@ class Parts(Torch):
 
 # A product is large from so many multiplications on, if no side is shorter than this: packing has to pay.
 LARGE, LEAST_SIDE = 1 << 28, 64
-_spare: list[Tensor] = []  # memory for packed operands that no product uses now
 
 
 def _is_large(rows: int, depth: int, columns: int) -> bool:
@@ -170,9 +174,7 @@ def _is_large(rows: int, depth: int, columns: int) -> bool:
 def _multiplied(a: Tensor, b: Tensor, out: Tensor) -> bool:
     """Whether out = a @ b was made by the matrix unit; the operands have their values side by side on one axis."""
     count = torch.get_num_threads()
-    work = _spare.pop() if _spare else torch.empty(0, dtype=torch.uint8)
-    if work.numel() < gemm.bytes_of_work(count):
-        work = torch.empty(gemm.bytes_of_work(count), dtype=torch.uint8)
+    work = lasting.borrow(gemm.bytes_of_work(count))
     words = dict(rows=a.shape[0], depth=a.shape[1], columns=b.shape[1], out=out.data_ptr(),
                  out_stride=4 * out.stride(0))
     for name, side, inner, outer in (("left", a, 1, 0), ("right", b, 0, 1)):
@@ -180,7 +182,7 @@ def _multiplied(a: Tensor, b: Tensor, out: Tensor) -> bool:
         words |= {name: side.data_ptr(), f"{name}_across": across,
                   f"{name}_stride": 4 * side.stride(inner if across else outer)}
     made = gemm.multiply(words, work.data_ptr(), target(), count)
-    _spare.append(work)
+    lasting.give_back(work)
     return made
 
 

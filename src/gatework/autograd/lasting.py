@@ -1,9 +1,10 @@
-"""Memory for what a forward pass keeps for its backward pass, handed from one training step to the next.
+"""Memory that outlasts a call: for what is kept for the backward pass, and for work.
 
-torch gives arrays beyond some tens of megabytes back to the system as soon as they are free, and the next step maps,
-and clears, every page of them anew: up to a fifth of its time. Here a backward pass leaves them to the next forward
-pass. That adds nothing to the most that a step takes, since then all of them are in use; it does hold memory from one
-step to the next. A forward pass without gradients ends that.
+The allocator gives what is free back to the system, and the next step maps, and clears, every page of it anew: a fifth
+of a large step, and nearly half of one that packs large weights for few rows. Here a backward pass leaves what it has
+read to the next forward pass. That adds nothing to the most that a step takes, since then all of it is in use; it does
+hold memory from one step to the next. A forward pass without gradients ends that. Work, such as packed weights, has
+one piece of memory for each call that runs at the same time, as large as the largest was.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-LARGE = 32 << 20  # bytes: smaller arrays are kept by the allocator itself
+LARGE, LARGE_WORK = 1 << 20, 1 << 17  # bytes: what is smaller stays with the allocator
 MOST_LARGER = 1.5  # memory serves arrays that are shorter by up to this factor
 
 _free: list[Tensor] = []  # of bytes; the one that was left first at the front
+_work: list[Tensor] = []  # of bytes, the largest one at the end
 _lock = Lock()
 
 
@@ -46,6 +48,25 @@ def leave(arrays: Sequence[Tensor], addresses: Sequence[int]) -> None:
             for a, address in zip(arrays, addresses) if a.nbytes >= LARGE and a.data_ptr() == address]
     with _lock:
         _free.extend(left)
+
+
+def borrow(size: int) -> Tensor:
+    """At least so many bytes to work in, until they are given to `give_back`."""
+    if size < LARGE_WORK:
+        return torch.empty(size, dtype=torch.uint8)
+    with _lock:
+        memory = _work.pop() if _work else None
+    if memory is None or memory.numel() < size:
+        memory = torch.empty(size, dtype=torch.uint8)
+    return memory
+
+
+def give_back(memory: Tensor) -> None:
+    if memory.numel() < LARGE_WORK:
+        return
+    with _lock:
+        _work.append(memory)
+        _work.sort(key=Tensor.numel)
 
 
 def let_go() -> None:

@@ -36,6 +36,9 @@ class Compiled(Protocol):
         """The weights as the loop reads them, made anew for every call: no sign of a tensor tells reliably that its
         values are the old ones (writing through `.data` leaves all of them as they are)."""
 
+    def release(self, xp, weights: Any) -> None:
+        """Give the memory of `pack` back."""
+
     def call(self, xp, batch: Batch, span: tuple[int, int], from_end: bool, arrays: dict[str, Any],
              edges: dict[str, Any], weights: Any, passing: frozenset = frozenset(), still: frozenset = frozenset()
              ) -> bool:
@@ -63,6 +66,13 @@ class Numpy:
 
     def empty(self, *shape: int, short: bool = False) -> np.ndarray:
         return np.empty(shape, self.dtype)
+
+    def work(self, count: int) -> np.ndarray:
+        """Memory for so many values, or more, until it is given back."""
+        return self.empty(count)
+
+    def give_back(self, memory: np.ndarray) -> None:
+        """Memory of `work` that is read no more."""
 
     def lasting(self, *shape: int, short: bool = False) -> np.ndarray:
         """The same for what is kept until the backward pass."""
@@ -214,7 +224,7 @@ class Kernel(ABC):
             if name not in arrays:
                 make = xp.lasting if name in kept else xp.empty
                 arrays[name] = make(most if name in passing else batch.total, b.width, short=b.short)
-        weights = compiled.pack(xp, given)
+        weights, could = compiled.pack(xp, given), True
         for begin, end in reversed(chunks) if reverse else chunks:
             at = slice(batch.place(begin), batch.place(end))
             for buffer, x, w in before:
@@ -222,9 +232,11 @@ class Kernel(ABC):
                 if len(chunks) > 1:
                     x, out = x[at], out[:at.stop - at.start] if buffer in passing else out[at]
                 xp.matmul(x, w, out=out)
-            if not compiled.call(xp, batch, (begin, end), reverse, arrays, edges, weights, passing):
-                return False
-        return True
+            could = compiled.call(xp, batch, (begin, end), reverse, arrays, edges, weights, passing)
+            if not could:
+                break
+        compiled.release(xp, weights)
+        return could
 
     def _last(self, xp, batch: Batch, sequence, first, reverse: bool):
         """The state of every row after its last turn; a row without steps keeps its first one."""
@@ -285,7 +297,9 @@ class Kernel(ABC):
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
                 arrays[name] = xp.empty(batch.total, b.width, short=b.short)
-        compiled.call(xp, batch, (0, batch.steps), not reverse, arrays, edges, compiled.pack(xp, given), still=still)
+        weights = compiled.pack(xp, given)
+        compiled.call(xp, batch, (0, batch.steps), not reverse, arrays, edges, weights, still=still)
+        compiled.release(xp, weights)
         return self._products.gradients(xp, batch, arrays, by_name, first, ends, given, reverse, needs)
 
     def _upstream(self, xp, batch: Batch, arrays, edges, name: str, d, ends: dict[str, Any], reverse: bool) -> None:

@@ -117,7 +117,7 @@ class Compiled:
 
         The addresses are good as long as the array lives. It costs little beside the sequence.
         """
-        packed, infinite = xp.empty(self.panel_values), ctypes.c_int64(0)
+        packed, infinite = xp.work(self.panel_values), ctypes.c_int64(0)
         address, addresses = xp.address(packed), []
         for p in self.packings:
             words = [xp.address(parameters[n]) + offset for n, offset in p.table]
@@ -129,6 +129,9 @@ class Compiled:
             addresses.append(address)
             address += p.values * self.size
         return packed, addresses, infinite
+
+    def release(self, xp, weights: tuple[Any, list[int], ctypes.c_int64]) -> None:
+        xp.give_back(weights[0])
 
     def call(self, xp, batch: Batch, span: tuple[int, int], from_end: bool, arrays, edges,
              weights: tuple[Any, list[int], ctypes.c_int64], passing=frozenset(), still=frozenset()) -> bool:
@@ -150,10 +153,11 @@ class Compiled:
         for _, count in parts:
             own.append(at * self.size)
             at += self.tile_values + (count + TILE_ROWS - 1) * self.rounded_values
-        scratch = xp.empty(at)
+        scratch = xp.work(at)
         shared = xp.address(scratch)
         threads.run(self.run, ctypes.addressof(arguments),
                     [(*rows, shared + begins, shared) for rows, begins in zip(parts, own)], together)
+        xp.give_back(scratch)
         return not infinite.value
 
     def _parts(self, batch: Batch, total: int, most: int) -> tuple[list[tuple[int, int]], bool]:

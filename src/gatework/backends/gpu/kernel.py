@@ -45,6 +45,9 @@ class Compiled:
     def pack(self, xp, parameters: dict[str, Any]) -> list[torch.Tensor]:
         return [parameters[n] for n in self.matrices]
 
+    def release(self, xp, weights: list[torch.Tensor]) -> None:
+        """They are the parameters themselves."""
+
     def call(self, xp, batch: Batch, span: tuple[int, int], from_end: bool, arrays, edges, weights, passing=frozenset(),
              still=frozenset()) -> bool:
         if span != (0, batch.steps):
