@@ -190,4 +190,4 @@ def arrays_of(kernel: Kernel, like: Tensor) -> Torch:
     """What a kernel asks of torch, for tensors like this input."""
     if kernel.short:
         return Short(like.device)
-    return Parts(like) if kernel.on_cpu and like.dtype == torch.float32 and target().tiles else Torch(like)
+    return Parts(like) if kernel.on_cpu and like.dtype == torch.float32 and kernel.machine.tiles else Torch(like)
