@@ -28,8 +28,11 @@ from gatework.nn import GRU, LSTM, PeepholeLSTM, Recurrent
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the loops in eager torch
 from peers import EAGER  # noqa: E402
 
-# T, B, I, H of issue 6 as far as the weights of the loop fit one program, and smaller ones around them.
-SIZES = [(100, 32, 64, 64), (1024, 16, 128, 128), (2048, 8, 128, 128), (64, 4096, 128, 128), (100, 64, 32, 32)]
+# T, B, I, H of issue 6, and smaller ones around them. Up to H = 128 the weights of the loop stay in one program; beyond
+# that every step is a product and a kernel.
+SIZES = [(100, 32, 64, 64), (1024, 16, 128, 128), (2048, 8, 128, 128), (64, 4096, 128, 128), (100, 64, 32, 32),
+         (100, 32, 256, 256), (365, 256, 256, 256), (100, 64, 512, 512), (35, 20, 650, 650), (1024, 16, 768, 768)]
+STEPS = (8, 16, 192, 192)  # every cell is checked at this size too
 ROUNDS = 20
 # Relative to the norm of each result: float32 adds up in another order; tf32 is off. Halves round each operand.
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -100,8 +103,11 @@ def check(name: str, dtype: torch.dtype, device: str, sizes: tuple) -> dict:
 def compiled(layer: Recurrent, dtype: torch.dtype) -> dict:
     """What the compiler said of both loops: registers of a thread, spilled ones, shared bytes."""
     kernel, found = gpu.kernel_for(layer.cell, layer.sizes, dtype), {}
-    for name, (_, loop) in (("forward", kernel._training), ("backward", kernel._backward)):
-        for cached, *_ in getattr(loop.run, "device_caches", {}).values():
+    runs = [(f"{name}, stage {k}" if len(loop.runs) > 1 else name, run)
+            for name, (_, loop) in (("forward", kernel._training), ("backward", kernel._backward))
+            for k, run in enumerate(loop.runs)]
+    for name, run in runs:
+        for cached, *_ in getattr(run, "device_caches", {}).values():
             for one in cached.values():
                 found[name] = {"registers": one.n_regs, "spilled": one.n_spills, "shared": one.metadata.shared}
     return found
@@ -179,6 +185,8 @@ def main() -> None:
         for dtype in types:
             report.add("checks", f"{name} {dtype}",
                        check, name, dtype, device, (3, 5, 7, 20) if options.smoke else (7, 33, 20, 60))
+            report.add("checks, step by step", f"{name} {dtype}",
+                       check, name, dtype, device, (2, 3, 4, 160) if options.smoke else STEPS)
     for sizes in [(2, 3, 4, 5)] if options.smoke else SIZES:
         for dtype in types:
             for kind in ("LSTM", "GRU"):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import linecache
-from functools import cache, lru_cache
-from importlib.abc import InspectLoader
-from importlib.util import module_from_spec, spec_from_loader
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +12,9 @@ from ...compiler import Cell, Scan, split
 from .. import kernel
 from ..batch import Batch
 from ..plan import Loop
+from .load import load, words
 from .source import LEAST, resident_values, signature, write
+from .steps import Steps
 
 # Values of weights that a program can keep at hand: what 256 KB of registers and as much shared memory hold in float32,
 # less room to work in. An estimate, not measured.
@@ -25,16 +24,12 @@ SERVED = {torch.float32: "float32", torch.bfloat16: "float32", torch.float16: "f
 
 
 class Compiled:
-    """One loop as a Triton kernel."""
+    """One loop as a Triton kernel that holds the weights."""
 
     def __init__(self, loop: Loop, cell: Cell, dtype: torch.dtype):
-        if resident_values(loop) > MOST_RESIDENT:
-            raise ValueError(f"the weights of {cell.name} have {resident_values(loop):,} values, filled up to powers "
-                             f"of two; a program on the GPU holds {MOST_RESIDENT:,}. Choose fewer hidden units, or "
-                             'backend="reference"')
         self.loop = loop
         self.source = write(loop, cell, SERVED[dtype])
-        self.run = _load(self.source)
+        self.runs = [load(self.source).run]
         self.buffers, self.edges, self.matrices = signature(loop)
         self.sequences = [n for n in self.buffers if loop.buffers[n].kind == "sequence"]
         self.warps = 8 if resident_values(loop) > 1 << 14 else 4
@@ -53,8 +48,8 @@ class Compiled:
         if span != (0, batch.steps):
             raise ValueError(f"all steps run in one launch; asked for were {span} of {batch.steps}")
         strides = [0 if n in still else self.loop.buffers[n].width for n in self.sequences]
-        self.run[-(-batch.rows // LEAST),](
-            *_words(batch, xp.device), batch.steps, batch.steps - 1 if from_end else 0, batch.rows,
+        self.runs[0][-(-batch.rows // LEAST),](
+            *words(batch, xp.device), batch.steps, batch.steps - 1 if from_end else 0, batch.rows,
             *(arrays[n] for n in self.buffers), *strides, *(edges[n] for n in self.edges), *weights, FROM_END=from_end,
             ROWS=LEAST, PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee", num_warps=self.warps)
         return True
@@ -67,21 +62,15 @@ class Kernel(kernel.Kernel):
         super().__init__(scan, sizes)
         self.dtype, self.on_cpu = dtype, False
 
-    def compile(self, loop: Loop) -> Compiled:
-        return Compiled(loop, self.cell, self.dtype)
+    def compile(self, loop: Loop) -> Compiled | Steps:
+        if resident_values(loop) <= MOST_RESIDENT:
+            return Compiled(loop, self.cell, self.dtype)
+        return Steps(loop, self.cell, SERVED[self.dtype])
 
     def sources(self) -> dict[str, str]:
         """The source of the loops that training runs."""
         return {name: write(plan.loop, self.cell, SERVED[self.dtype]) for name, plan in
                 (("forward", self._training_plan), ("backward", self._backward_plan))}
-
-
-@lru_cache(maxsize=16)
-def _words(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each step begins and the last one ends, and the rows of each step with a 0 behind them."""
-    sizes = torch.nn.functional.pad(torch.from_numpy(batch.sizes), (0, 1))
-    offsets = torch.nn.functional.pad(torch.from_numpy(batch.offsets), (1, 0))  # what lies before the first is read
-    return offsets.to(device)[1:], sizes.to(device)
 
 
 def check(like: torch.Tensor) -> None:
@@ -93,29 +82,6 @@ def check(like: torch.Tensor) -> None:
     if interpreted and like.dtype == torch.bfloat16:
         raise ValueError("Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 with "
                          "TRITON_INTERPRET=1")
-
-
-class _Source(InspectLoader):
-    """A module that is a text. The names in it are checked where it is written."""
-
-    def __init__(self, text: str):
-        self.text = text
-
-    def get_source(self, fullname: str) -> str:
-        return self.text
-
-    def get_code(self, fullname: str):
-        return self.source_to_code(self.text, fullname)
-
-
-def _load(source: str):
-    """The kernel of a source text. Triton reads it again, so Python must find it."""
-    name = f"<gatework kernel {abs(hash(source)):x}>"
-    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    loader = _Source(source)
-    module = module_from_spec(spec_from_loader(name, loader))
-    loader.exec_module(module)
-    return module.run
 
 
 @cache

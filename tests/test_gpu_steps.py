@@ -1,0 +1,90 @@
+"""The same with weights of any size: a product and a kernel for every stage of every step, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from examples import CELLS, CORE, Example, assert_close
+
+from gatework import autograd, cells
+from gatework.autograd import functions
+from gatework.backends.gpu import kernel
+from gatework.backends.gpu.steps import Steps
+from gatework.compiler import Input, Matrix, State, trace
+from gatework.nn import GRU, LSTM, Recurrent
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+OTHERS = [trace(getattr(cells, name)) for name in cells.__all__ if name not in CORE]
+BOUND = 2e-5  # of the largest value, as in test_gpu.py
+
+
+@pytest.fixture(autouse=True)
+def no_weights_are_small(monkeypatch):
+    def forget() -> None:
+        kernel._kernel.cache_clear()
+        functions.kernel_of_shapes.cache_clear()
+
+    monkeypatch.setattr(kernel, "MOST_RESIDENT", -1)
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell", [*CELLS, *OTHERS], ids=lambda c: c.name)
+def test_values_and_gradients_of_every_cell_are_those_of_the_reference_backend(cell, reverse):
+    example = Example(cell, 3, 3, 5, 18, torch.float32)
+    given = [t.clone() for t in example.tensors]
+    found = example._results(torch.float32, lambda *parts: autograd.scan(cell, *parts, reverse, "gpu"))
+    assert_close(found, example.expected(reverse), BOUND)
+    assert all(map(torch.equal, example.tensors, given))
+
+
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru_reset_before, cells.layer_norm_gru])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 17, 3, 33)], ids=str)
+def test_odd_sizes(cell, sizes):
+    example = Example(trace(cell), *sizes, torch.float32)
+    found = example._results(torch.float32, lambda *parts: autograd.scan(example.cell, *parts, True, "gpu"))
+    assert_close(found, example.expected(True), BOUND)
+
+
+@pytest.mark.parametrize("make", [LSTM, GRU])
+def test_ragged_rows_resets_recorded_values_both_directions_and_layers_go_together(make):
+    torch.manual_seed(0)
+    ours = make(3, 5, num_layers=2, bidirectional=True, initial_state=True, backend="gpu")
+    reference = make(3, 5, num_layers=2, bidirectional=True, initial_state=True, backend="reference").double()
+    reference.load_state_dict(ours.state_dict())
+    x, resets = torch.randn(4, 5, 3), torch.rand(4, 5) < 0.3
+    results = []
+    for layer, given in ((ours, x), (reference, x.double())):
+        given = given.clone().requires_grad_()
+        output, last, values = layer(given, lengths=[2, 4, 0, 1, 4], resets=resets, record=True)
+        last = last if isinstance(last, tuple) else (last,)
+        (output.sin().sum() + sum(s.sum() for s in last) + sum(v.square().sum() for v in values.values())).backward()
+        results.append([output, *last, *values.values(), given.grad, *(p.grad for p in layer.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=5e-6)  # float32 over four steps, both directions
+
+
+def test_the_state_of_half_precision_is_carried_in_float32():
+    def count(x: Input, h: State, W: Matrix, U: Matrix):
+        return dict(h=h + W @ x + U @ h)
+
+    layer = Recurrent(count, 1, 1, backend="gpu").half()
+    layer.weight_ih_l0.data.fill_(2.0**-12)
+    layer.weight_hh_l0.data.zero_()
+    output, _ = layer(torch.ones(40, 1, 1).half(), torch.ones(1, 1, 1).half())
+    assert output[-1].item() == pytest.approx(1 + 40 * 2**-12, rel=2**-11)  # added up in float16 it would stay 1
+
+
+def test_large_weights_are_served_and_small_ones_stay_in_one_program(monkeypatch):
+    monkeypatch.undo()
+    x = torch.randn(2, 3, 4)
+    for hidden, form in ((160, Steps), (20, kernel.Compiled)):
+        layer = LSTM(4, hidden, backend="gpu")
+        exact = LSTM(4, hidden).double()
+        exact.load_state_dict(layer.state_dict())
+        with torch.no_grad():
+            assert (layer(x)[0] - exact(x.double())[0]).abs().max() < BOUND
+        made = kernel.kernel_for(layer.cell, layer.sizes, torch.float32)
+        assert type(made._inference[1]) is form
