@@ -164,7 +164,7 @@ class Parts(Torch):
 
 
 # A product is large from so many multiplications on, if no side is shorter than this: packing has to pay.
-LARGE, LEAST_SIDE = 1 << 28, 64
+LARGE, LEAST_SIDE = 1 << 26, 64
 
 
 def _is_large(rows: int, depth: int, columns: int) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 from functools import cache, partial
 
-from ..batch import share
 from . import jit, threads
 from .ir import Function, Module
 from .panels import turned_over
@@ -37,7 +36,7 @@ OWN = _TURNED_AT + SIDE * CHUNK * 4
 PACKED = WIDE // SIDE * DEEP // NEAR * PIECE
 
 _WORDS = ("left", "left_stride", "left_across", "right", "right_stride", "right_across", "out", "out_stride", "rows",
-          "columns", "depth", "more", "packed", "infinite")
+          "columns", "depth", "packed", "infinite")
 # A strip lies in memory unit by unit, each with its k side by side, or `across`: k by k.
 _STRIPS = ["ptr %source", "i64 %stride", "i1 %across", "i64 %units", "i64 %depth", "ptr %target", "i64 %apart",
            "ptr %turned", "ptr %infinite"]
@@ -57,41 +56,30 @@ def multiply(words: dict[str, int], work: int, machine: Target, most_threads: in
     that is no number, the result is wrong, and False is returned.
     """
     work += -work % LINE
-    pack, run = _functions(machine)
     infinite = ctypes.c_int64(0)
     words = words | dict(packed=work, infinite=ctypes.addressof(infinite))
-    for column in range(0, words["columns"], WIDE):
-        columns = min(WIDE, words["columns"] - column)
-        for k in range(0, words["depth"], DEEP):
-            here = words | dict(columns=columns, depth=min(DEEP, words["depth"] - k), more=k > 0,
-                                out=words["out"] + 4 * column)
-            here["left"] += k * (words["left_stride"] if words["left_across"] else 4)
-            across = words["right_across"]
-            here["right"] += (k * words["right_stride"] + 4 * column if across else
-                              4 * k + column * words["right_stride"])
-            arguments = (ctypes.c_int64 * len(_WORDS))(*map(here.get, _WORDS))
-            address = ctypes.addressof(arguments)
-            for kernel, units in ((pack, -(-columns // BLOCK)), (run, -(-words["rows"] // BLOCK))):
-                parts = share(units, most_threads)
-                threads.run(kernel, address, [(*part, work + PACKED + n * OWN, 0) for n, part in enumerate(parts)])
+    arguments = (ctypes.c_int64 * len(_WORDS))(*map(words.get, _WORDS))
+    count = min(most_threads, -(-words["rows"] // BLOCK)) if threads.has_team() else 1
+    members = [(0, 0, work + PACKED + n * OWN, 0) for n in range(count)]
+    threads.run(_function(machine), ctypes.addressof(arguments), members, together=count > 1)
     return not infinite.value
 
 
 @cache
-def _functions(machine: Target):
-    code = jit.load(text(machine), machine)
-    return code.function("pack", *threads.KINDS), code.function("multiply", *threads.KINDS)
+def _function(machine: Target):
+    return jit.load(text(machine), machine).function("multiply", *threads.KINDS)
 
 
 def text(machine: Target) -> str:
-    """The LLVM IR: `pack` takes strips of the right side, `multiply` blocks of rows."""
+    """The LLVM IR of `multiply`, which one member of a team runs."""
     module = Module(machine, 4)
+    module.declared["declare i32 @sched_yield()"] = None
+    module.functions.append(threads.MEETING)
     _write_turning(module)
     for name, pairs in (("rows", False), ("pairs", True)):
         _write_tile(module, name, pairs)
         _write_strips(module, name, pairs)
     _write_block(module)
-    _write_pack(module)
     _write_multiply(module)
     return module.text()
 
@@ -196,11 +184,11 @@ class _Side:
         self.start, self.stride = _word(f, name, "ptr"), _word(f, f"{name}_stride")
         self.across = f.value(f"icmp ne i64 {_word(f, f'{name}_across')}, 0")
 
-    def pack(self, unit: str, units: str, depth: str, target: str, strips: int) -> None:
-        """The strips of some units from one on, into memory for so many strips."""
+    def pack(self, unit: str, units: str, k: str, depth: str, target: str, strips: int) -> None:
+        """The strips of some units from one on, and from a k on, into memory for so many strips."""
         f = self.f
-        beside, below = f.integer("mul", unit, 4), f.integer("mul", unit, self.stride)
-        at = f.at(self.start, f.value(f"select i1 {self.across}, i64 {beside}, i64 {below}"))
+        below, beside = (f.value(f"select i1 {self.across}, i64 {a}, i64 {b}") for a, b in ((k, unit), (unit, k)))
+        at = f.at(f.at(self.start, f.integer("mul", below, self.stride)), f.integer("mul", beside, 4))
         f.line(f"call void @strips_of_{self.packing}(ptr {at}, i64 {self.stride}, i1 {self.across}, i64 {units}, "
                f"i64 {depth}, ptr {target}, i64 {strips * PIECE}, ptr {f.at('%tile', _TURNED_AT)}, "
                f"ptr {_word(f, 'infinite', 'ptr')})")
@@ -208,15 +196,6 @@ class _Side:
 
 def _word(f: Function, name: str, kind: str = "i64") -> str:
     return f.load_word("%arguments", _WORDS.index(name), kind)
-
-
-def _write_pack(module: Module) -> None:
-    f = Function(module, "pack", threads.SIGNATURE, internal=False)
-    right, packed = _Side(f, "right", "pairs"), _word(f, "packed", "ptr")
-    unit, until = f.integer("mul", "%first", BLOCK), f.integer("mul", f.integer("add", "%first", "%rows"), BLOCK)
-    units = f.integer("sub", f.smaller(until, _word(f, "columns")), unit)
-    right.pack(unit, units, _word(f, "depth"), f.at(packed, f.integer("mul", unit, PIECE // SIDE)), WIDE // SIDE)
-    f.finish()
 
 
 # ---- multiplying
@@ -255,48 +234,76 @@ def _write_block(module: Module) -> None:
 def _write_multiply(module: Module) -> None:
     f = Function(module, "multiply", threads.SIGNATURE, internal=False)
     begin(f)
-    left = _Side(f, "left", "rows")
-    columns, depth, rows, packed = (*(_word(f, name) for name in ("columns", "depth", "rows")),
-                                    _word(f, "packed", "ptr"))
-    first = f.integer("mul", "%first", BLOCK)
-    until = f.smaller(f.integer("mul", f.integer("add", "%first", "%rows"), BLOCK), rows)
-    with f.loop(first, until, GROUP) as group:
-        last = f.smaller(f.integer("add", group, GROUP), until)
-        left.pack(group, f.integer("sub", last, group), depth, "%tile", GROUP // SIDE)
-        with f.loop("0", columns, GROUPS) as beside:
-            right_end = f.smaller(f.integer("add", beside, GROUPS), columns)
-
-            def each(write) -> None:
-                with f.loop(group, last, BLOCK) as row, f.loop(beside, right_end, BLOCK) as column:
-                    down, right = f.integer("sub", row, group), f.integer("sub", column, beside)
-                    at = f.integer("add", f.integer("mul", down, GROUPS * 4), f.integer("mul", right, BLOCK * 4))
-                    write(row, column, down, f.at(f.at("%tile", _SUMS_AT), at))
-
-            with f.loop("0", depth, NEAR) as k:
-                number = f.integer("sdiv", k, NEAR)
-                walk = f.smaller(f.integer("sub", depth, k), str(NEAR))
-                chunks = f.integer("sdiv", f.integer("add", walk, CHUNK - 1), CHUNK)
-                more = f.value(f"icmp sgt i64 {k}, 0")
-
-                def block(row: str, column: str, down: str, sums: str) -> None:
-                    a = f.at("%tile", f.integer("mul", number, GROUP // SIDE * PIECE))
-                    a = f.at(a, f.integer("mul", down, PIECE // SIDE))
-                    b = f.at(packed, f.integer("mul", number, WIDE // SIDE * PIECE))
-                    b = f.at(b, f.integer("mul", column, PIECE // SIDE))
-                    f.line(f"call void @block(ptr {a}, ptr {b}, i64 {chunks}, i1 {more}, ptr {sums})")
-
-                each(block)
-            each(partial(_write_out, f, rows, columns))
+    left, right = _Side(f, "left", "rows"), _Side(f, "right", "pairs")
+    columns, depth, packed = _word(f, "columns"), _word(f, "depth"), _word(f, "packed", "ptr")
+    rows = _share(f, _word(f, "rows"))
+    with f.loop("0", columns, WIDE) as column, f.loop("0", depth, DEEP) as k:
+        wide, deep = (f.smaller(f.integer("sub", all_, here), most)
+                      for all_, here, most in ((columns, column, WIDE), (depth, k, DEEP)))
+        first, until = _share(f, wide)
+        right.pack(f.integer("add", column, first), f.integer("sub", until, first), k, deep,
+                   f.at(packed, f.integer("mul", first, PIECE // SIDE)), WIDE // SIDE)
+        _meet(f)
+        with f.loop(*rows, GROUP) as group:
+            last = f.smaller(f.integer("add", group, GROUP), rows[1])
+            left.pack(group, f.integer("sub", last, group), k, deep, "%tile", GROUP // SIDE)
+            _write_group(f, (group, last), (column, wide), (k, deep), packed)
+        _meet(f)  # before the right side is written over
     end(f)
     f.finish()
 
 
-def _write_out(f: Function, rows: str, columns: str, row: str, column: str, down: str, sums: str) -> None:
+def _share(f: Function, total: str) -> tuple[str, str]:
+    """The units of this member, in whole blocks."""
+    blocks = f.integer("sdiv", f.integer("add", total, BLOCK - 1), BLOCK)
+    first, until = (f.integer("mul", f.integer("sdiv", f.integer("mul", k, blocks), "%all"), BLOCK)
+                    for k in ("%me", f.integer("add", "%me", 1)))
+    return first, f.smaller(until, total)
+
+
+def _meet(f: Function) -> None:
+    with f.when(f.value("icmp sgt i64 %all, 1")):
+        f.line("call void @meet(ptr %point, i64 %all)")
+
+
+def _write_group(f: Function, rows: tuple[str, str], columns: tuple[str, str], depth: tuple[str, str],
+                 packed: str) -> None:
+    """Some packed rows (first, end) by the packed columns (first, how many), over a depth (first, how much)."""
+    (group, last), (column, wide), (k, deep) = rows, columns, depth
+    with f.loop("0", wide, GROUPS) as beside:
+        right_end = f.smaller(f.integer("add", beside, GROUPS), wide)
+
+        def each(write) -> None:
+            with f.loop(group, last, BLOCK) as row, f.loop(beside, right_end, BLOCK) as unit:
+                down = f.integer("sub", row, group)
+                at = f.integer("add", f.integer("mul", down, GROUPS * 4),
+                               f.integer("mul", f.integer("sub", unit, beside), BLOCK * 4))
+                write(row, unit, down, f.at(f.at("%tile", _SUMS_AT), at))
+
+        with f.loop("0", deep, NEAR) as near:
+            number = f.integer("sdiv", near, NEAR)
+            walk = f.smaller(f.integer("sub", deep, near), str(NEAR))
+            chunks = f.integer("sdiv", f.integer("add", walk, CHUNK - 1), CHUNK)
+            more = f.value(f"icmp sgt i64 {near}, 0")
+
+            def block(row: str, unit: str, down: str, sums: str) -> None:
+                a, b = (f.at(f.at(start, f.integer("mul", number, strips * PIECE)),
+                             f.integer("mul", at, PIECE // SIDE))
+                        for start, strips, at in (("%tile", GROUP // SIDE, down), (packed, WIDE // SIDE, unit)))
+                f.line(f"call void @block(ptr {a}, ptr {b}, i64 {chunks}, i1 {more}, ptr {sums})")
+
+            each(block)
+        each(partial(_write_out, f, f.value(f"icmp sgt i64 {k}, 0"), last, column, wide))
+
+
+def _write_out(f: Function, more: str, last: str, column: str, wide: str, row: str, unit: str, down: str,
+               sums: str) -> None:
     """The sums of a block to where they belong, added to what is there if this is not the first depth."""
-    stride, more = _word(f, "out_stride"), f.value(f"icmp ne i64 {_word(f, 'more')}, 0")
-    out = f.at(f.at(_word(f, "out", "ptr"), f.integer("mul", row, stride)), f.integer("mul", column, 4))
-    masks = [_mask(f, f.integer("sub", f.integer("sub", columns, column), half * SIDE)) for half in range(2)]
-    with f.loop("0", f.smaller(f.integer("sub", rows, row), str(BLOCK))) as k:
+    stride = _word(f, "out_stride")
+    out = f.at(f.at(_word(f, "out", "ptr"), f.integer("mul", row, stride)),
+               f.integer("mul", f.integer("add", column, unit), 4))
+    masks = [_mask(f, f.integer("sub", f.integer("sub", wide, unit), half * SIDE)) for half in range(2)]
+    with f.loop("0", f.smaller(f.integer("sub", last, row), str(BLOCK))) as k:
         tile = f.integer("mul", f.integer("sdiv", k, SIDE), 2 * TILE)
         here = f.at(f.at(sums, tile), f.integer("mul", f.integer("srem", k, SIDE), ROW))
         for half, mask in enumerate(masks):
