@@ -10,6 +10,7 @@ the right. The right side is packed first, for all threads; then each thread tak
 from __future__ import annotations
 
 import ctypes
+from array import array
 from functools import cache, partial
 
 from . import jit, threads
@@ -58,10 +59,10 @@ def multiply(words: dict[str, int], work: int, machine: Target, most_threads: in
     work += -work % LINE
     infinite = ctypes.c_int64(0)
     words = words | dict(packed=work, infinite=ctypes.addressof(infinite))
-    arguments = (ctypes.c_int64 * len(_WORDS))(*map(words.get, _WORDS))
+    arguments = array("q", map(words.get, _WORDS))
     count = min(most_threads, -(-words["rows"] // BLOCK)) if threads.has_team() else 1
     members = [(0, 0, work + PACKED + n * OWN, 0) for n in range(count)]
-    threads.run(_function(machine), ctypes.addressof(arguments), members, together=count > 1)
+    threads.run(_function(machine), threads.address_of(arguments), members, together=count > 1)
     return not infinite.value
 
 

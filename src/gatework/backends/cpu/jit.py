@@ -35,7 +35,10 @@ class Code:
         return self._engine.get_function_address(name)
 
     def function(self, name: str, *argument_types):
-        return ctypes.CFUNCTYPE(None, *argument_types)(self.address(name))
+        """A callable, which knows its `address`."""
+        made = ctypes.CFUNCTYPE(None, *argument_types)(self.address(name))
+        made.address = self.address(name)
+        return made
 
 
 def cache_folder() -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -120,12 +121,12 @@ class Compiled:
         packed, infinite = xp.work(self.panel_values), ctypes.c_int64(0)
         address, addresses = xp.address(packed), []
         for p in self.packings:
-            words = [xp.address(parameters[n]) + offset for n, offset in p.table]
-            words = (ctypes.c_int64 * (len(words) + 1))(*words, ctypes.addressof(infinite))
+            words = array("q", [xp.address(parameters[n]) + offset for n, offset in p.table])
+            words.append(ctypes.addressof(infinite))
             shares = [(0, p.blocks)]
             if p.values >= WORTH_A_THREAD:
                 shares = share(p.blocks, min(xp.threads(), 1 + p.values // WORTH_A_THREAD))
-            threads.run(p.function, ctypes.addressof(words), [(*share, 0, address) for share in shares])
+            threads.run(p.function, threads.address_of(words), [(*share, 0, address) for share in shares])
             addresses.append(address)
             address += p.values * self.size
         return packed, addresses, infinite
@@ -146,7 +147,7 @@ class Compiled:
             words += address, width, xp.address(edges[name]) if name in edges else 0
         _, panels, infinite = weights
         words += *panels, ctypes.addressof(infinite)
-        arguments = (ctypes.c_int64 * len(words))(*words)
+        arguments = array("q", words)
         parts, together = self._parts(batch, end - begin, xp.threads())
         # Each thread has sums of a tile, and operands of its rows in parts: a tile of few rows reads on behind them.
         own, at = [], batch.rows * self.loop.scratch_row
@@ -155,7 +156,7 @@ class Compiled:
             at += self.tile_values + (count + TILE_ROWS - 1) * self.rounded_values
         scratch = xp.work(at)
         shared = xp.address(scratch)
-        threads.run(self.run, ctypes.addressof(arguments),
+        threads.run(self.run, threads.address_of(arguments),
                     [(*rows, shared + begins, shared) for rows, begins in zip(parts, own)], together)
         xp.give_back(scratch)
         return not infinite.value

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import chain
 
 from . import jit
 from .target import target
@@ -100,6 +102,11 @@ done:
   ret void
 }
 """
+def address_of(words: array) -> int:
+    """Where an array of words lies; machine code takes several words as such an address."""
+    return words.buffer_info()[0]
+
+
 _POINT_WORDS = 32  # two counters, each on a cache line of its own
 
 _pool: ThreadPoolExecutor | None = None
@@ -154,12 +161,10 @@ def run(kernel, arguments: int, parts: list[tuple[int, int, int, int]], together
     team = None if _forked else _team()
     if team is not None:
         _, _, start, member, number, size = team
-        address = ctypes.cast(kernel, ctypes.c_void_p).value
-        point = (ctypes.c_int64 * _POINT_WORDS)()
-        words = [address, arguments, number, size, len(parts), ctypes.addressof(point) if together else 0,
-                 *(w for part in parts for w in part)]
-        task = (ctypes.c_int64 * len(words))(*words)
-        start(member, ctypes.addressof(task), len(parts), 0)
+        point = array("q", bytes(8 * _POINT_WORDS) if together else b"")
+        task = array("q", [kernel.address, arguments, number, size, len(parts), address_of(point) if together else 0,
+                           *chain.from_iterable(parts)])
+        start(member, address_of(task), len(parts), 0)
         return
     if _pool_size < len(parts) - 1:
         # An older, smaller pool ends by itself once its last call is done.
