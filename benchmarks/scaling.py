@@ -169,7 +169,7 @@ def gain(axes: Axes, lines: list[dict]) -> None:
     axes.set_yticks(range(len(lines)), [", ".join(map(str, one["size"])) for one in lines])
     axes.set(xlabel="speed with two threads over one, training (T, B, I, H)", xlim=(0, 2.2))
     axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
 
 
 def main() -> None:
