@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from examples import CELLS, CORE, Example, assert_close
+from test_cpu import EDGES
 
 from gatework import autograd, cells
 from gatework.autograd import functions
 from gatework.backends.gpu import kernel
 from gatework.backends.gpu.steps import Steps
-from gatework.compiler import Input, Matrix, State, trace
+from gatework.compiler import Input, Matrix, State, split, tanh, trace
 from gatework.nn import GRU, LSTM, Recurrent
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -38,6 +39,31 @@ def test_values_and_gradients_of_every_cell_are_those_of_the_reference_backend(c
     found = example._results(torch.float32, lambda *parts: autograd.scan(cell, *parts, reverse, "gpu"))
     assert_close(found, example.expected(reverse), BOUND)
     assert all(map(torch.equal, example.tensors, given))
+
+
+def read_out(x: Input, h: State, c: State, W: Matrix, U: Matrix, V: Matrix):
+    """The gradient from outside is multiplied in its own step."""
+    c = tanh(W @ x + V @ c)
+    return dict(h=U @ c, c=c)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("equations", [*EDGES, read_out])
+def test_cells_at_the_edge_of_the_notation(equations, resident, monkeypatch):
+    if resident:
+        monkeypatch.setattr(kernel, "MOST_RESIDENT", 1 << 16)
+    example = Example(trace(equations), 4, 3, 5, 19, torch.float32)
+    found = example._results(torch.float32, lambda *parts: autograd.scan(example.cell, *parts, True, "gpu"))
+    assert_close(found, example.expected(True), BOUND)
+
+
+@pytest.mark.parametrize("cell", [*CELLS, *OTHERS, *map(trace, EDGES), trace(read_out)], ids=lambda c: c.name)
+def test_no_product_reads_what_something_stands_in_for_at_an_edge(cell):
+    sizes = Example(cell, 1, 1, 5, 18).sizes
+    made = kernel.Kernel(split(cell), sizes, torch.float32)
+    for loop in (made._training_plan.loop, made._backward_plan.loop):
+        places = [loop.reads[v] for step in loop.passes for v, _ in step.stage.by_operand() if v in loop.reads]
+        assert all(p.turn == -1 or (p.turn == 0 and not p.edge) for p in places)
 
 
 @pytest.mark.parametrize("cell", [cells.lstm, cells.gru_reset_before, cells.layer_norm_gru])

@@ -24,6 +24,19 @@ class Stage:
     def products(self) -> list[Expr]:
         return [e for e in self.nodes if e.op == "contract"]
 
+    def by_operand(self) -> list[tuple[Expr, dict[int, tuple[Expr, str]]]]:
+        """What multiplies each operand: for slots, numbers of products, a matrix and how it multiplies ("N", "T").
+
+        An operand that one product has several times comes as often.
+        """
+        found: dict[tuple[Expr, int], dict[int, tuple[Expr, str]]] = {}
+        for slot, e in enumerate(self.products):
+            seen: dict[Expr, int] = {}
+            for matrix, v, flag in zip(e.args[::2], e.args[1::2], e.attr):
+                seen[v] = seen.get(v, -1) + 1
+                found.setdefault((v, seen[v]), {})[slot] = (matrix, flag)
+        return [(v, of_slot) for (v, _), of_slot in found.items()]
+
 
 @dataclass
 class Schedule:

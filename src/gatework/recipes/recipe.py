@@ -30,6 +30,9 @@ class Recipe(LightningModule):
         cell: the traced cell of the recurrent layers.
         settings: an instance of the recipe's `Settings`.
         facts: what `facts_of` gathered from the training data, as JSON has it: vocabularies, labels, scales.
+
+    What raises NotImplementedError is for each recipe to say, as far as it uses it: those that read no rows (forecast)
+    or share a module (text_to_text) leave some of it out, so Python cannot ask for all of them beforehand.
     """
 
     name: ClassVar[str]  # as it is typed: "classify-text"; the module is classify_text, the class ClassifyText

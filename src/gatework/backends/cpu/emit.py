@@ -247,7 +247,7 @@ class _Kernel(Memory):
                 for r in range(1, step.rows + 1) for b in sorted({1, step.wide.get(r, 1)})])
 
     def _round_operands(self, step: Tiled) -> None:
-        """Round what the stage multiplies, all rows of this turn, into rows behind the sums of the tiles."""
+        """Round what the stage multiplies, or cut it into parts: all rows of the turn, behind the sums of tiles."""
         f, stride = self.f, tiles.row_bytes(self.loop, step)
         for run, at in tiles.rounded(self.loop, step):
             # What a lagged operand would be in the first turn is not there: nothing is multiplied then.

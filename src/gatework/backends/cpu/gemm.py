@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from functools import cache, partial
+from itertools import islice
 
 from . import jit, threads
 from .ir import Function, Module
@@ -211,6 +212,8 @@ def _write_block(module: Module) -> None:
     with f.when("%more"):
         for register, at in sums:
             f.line(f"call void @llvm.x86.tileloadd64(i8 {register}, ptr {at}, i64 {ROW})")
+    # Between the products the next chunk of both strips of the right side is called for, some lines at a time.
+    lines = iter([k * PIECE + PARTS * TILE + line * ROW for k in range(2) for line in range(PARTS * TILE // ROW)])
     with f.loop("0", "%chunks") as chunk:
         left, right = (f.at(side, f.integer("mul", chunk, PARTS * TILE)) for side in ("%left", "%right"))
         for b in range(PARTS):
@@ -224,9 +227,8 @@ def _write_block(module: Module) -> None:
                 for d in range(2):
                     for k in range(2):
                         f.line(f"call void @llvm.x86.tdpbf16ps(i8 {2 * d + k}, i8 {LEFT + d}, i8 {RIGHT + k})")
-                        for line in range(4):
-                            n = ((PARTS * b - b * (b - 1) // 2 + a) * 4 + 2 * d + k) * 4 + line
-                            f.prefetch(f.at(right, n // 48 * PIECE + PARTS * TILE + n % 48 * ROW))
+                        for line in islice(lines, 4):
+                            f.prefetch(f.at(right, line))
     for register, at in sums:
         f.line(f"call void @llvm.x86.tilestored64(i8 {register}, ptr {at}, i64 {ROW})")
     f.finish()

@@ -113,8 +113,7 @@ class Compiled:
                 and rows * self.rounded_values * self.size <= MOST_ROUNDED)
 
     def pack(self, xp, parameters: dict[str, Any]) -> tuple[Any, list[int], ctypes.c_int64]:
-        """The packed panels of the weights as they are now, in one array, the address of each, and a
-        word that says whether it could not be done.
+        """The packed panels of the weights, in one array, the address of each, and a word for what is infinite.
 
         The addresses are good as long as the array lives. It costs little beside the sequence.
         """

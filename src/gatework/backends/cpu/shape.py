@@ -113,14 +113,9 @@ def _set_width(step: Tiled, lanes: int, across: int) -> int:
 
 
 def _panels(loop: Shaped, step: Tiled, number: int, across: int) -> None:
-    by_operand: dict[tuple[Expr, int], dict[int, tuple[str, str, str]]] = {}
-    for slot, e in enumerate(step.stage.products):
-        seen: dict[Expr, int] = {}
-        for matrix, v, flag in zip(e.args[::2], e.args[1::2], e.attr):
-            seen[v] = seen.get(v, -1) + 1
-            by_operand.setdefault((v, seen[v]), {})[slot] = (*matrix.attr, flag)
     groups: dict[tuple[int, ...], list[tuple[Expr, dict]]] = {}
-    for (v, _), matrices in by_operand.items():
+    for v, of_slot in step.stage.by_operand():
+        matrices = {slot: (*matrix.attr, flag) for slot, (matrix, flag) in of_slot.items()}
         groups.setdefault(tuple(sorted(matrices)), []).append((v, matrices))
     chunk = max(1, across // step.vectors)
     for slots, operands in groups.items():

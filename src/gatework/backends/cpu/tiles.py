@@ -2,6 +2,7 @@
 
 A tile of weights is 16 pairs of k by 16 units, the two of a pair side by side; a panel is [block][chunk of 32 k][slot]
 [vector] of such tiles, filled up with zeros. Operands are rounded once per stage into rows of chunks, also filled up.
+In loops of float32 a chunk is three such, the parts of its values (`parts`).
 """
 
 from __future__ import annotations

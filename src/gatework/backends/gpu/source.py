@@ -12,6 +12,7 @@ the next one stays in registers, and so do the weights, as far as the compiler f
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from itertools import count
 
 from ...compiler import Cell
@@ -72,7 +73,7 @@ def sequence_strides(loop: Loop) -> list[str]:
     return [f"{name_of(n)}_stride" for n, b in loop.buffers.items() if b.kind == "sequence"]
 
 
-class Writer:
+class Writer(ABC):
     """Writes equations line by line; `env` maps values to the names of their variables."""
 
     def __init__(self, loop: Loop, cell: Cell, accurate: str):
@@ -180,13 +181,13 @@ class Writer:
         whole = f"{self.value(e)} + {self.zero(e)}"
         return f"tl.where(in_range_{e.dims[0]}, {whole}, 0.0)" if e.dims else whole
 
+    @abstractmethod
     def product(self, e: Expr) -> str:
         """A sum of products."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sum(self, e: Expr) -> str:
         """A sum over the features of a value."""
-        raise NotImplementedError
 
 
 class _Resident(Writer):

@@ -60,7 +60,9 @@ class _Stage(Writer):
         if edges(loop):
             head += EDGE_LINES
         lines = [f"    {line}" for line in (*head, *self.outside, *self.lines)]
-        return "\n".join(["@triton.jit", f"def stage_{number}({', '.join(names)}):", *lines, ""])
+        # Triton would make a kernel of its own for a t that is 1 or a multiple of 16.
+        head = ['@triton.jit(do_not_specialize=["t"])', f"def stage_{number}({', '.join(names)}):"]
+        return "\n".join([*head, *lines, ""])
 
     def _equations(self, step: Pass) -> None:
         loop = self.loop

@@ -71,14 +71,8 @@ class Steps:
 
 def _products(step: Pass) -> list[_Product]:
     """The products of a stage; those of neighbouring slots that share an operand become one."""
-    by_operand: dict[tuple[Expr, int], dict[int, tuple[Expr, str]]] = {}
-    for slot, e in enumerate(step.stage.products):
-        seen: dict[Expr, int] = {}
-        for m, v, flag in zip(e.args[::2], e.args[1::2], e.attr):
-            seen[v] = seen.get(v, -1) + 1
-            by_operand.setdefault((v, seen[v]), {})[slot] = (m, flag)
     found: list[_Product] = []
-    for (v, _), of_slot in by_operand.items():
+    for v, of_slot in step.stage.by_operand():
         last = None
         for slot, m in sorted(of_slot.items(), key=lambda item: item[0]):
             if last is not None and slot == last + 1:
@@ -156,7 +150,6 @@ class _Call:
         columns = slice(place.offset, place.offset + place.size)
         if loop.buffers[place.buffer].kind == "rows":
             return self.arrays[place.buffer][:rows, columns]
-        if place.turn or place.edge:
-            raise NotImplementedError(f"{e} of {self.steps.cell.name}: a product of a later step's value")
+        # Nothing stands in for it at an edge: the loop copies what comes from outside before it multiplies that.
         begin = 0 if place.buffer in self.still else int(self.batch.offsets[t])
         return self.arrays[place.buffer][begin:begin + rows, columns]
