@@ -1,5 +1,7 @@
 """Memory that one training step leaves to the next: never in use twice, never more than was in use, nothing leaks."""
 
+import os
+import signal
 import threading
 
 import pytest
@@ -88,6 +90,20 @@ def test_tensors_that_hooks_have_moved_are_not_taken(layer):
         found = gradients(layer, x)
     assert not lasting._free
     assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_trains_though_a_thread_was_at_the_memory(layer):
+    x = torch.randn(20, 4, 5)
+    gradients(layer, x)
+    with lasting._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends a child that waits for the lock
+            gradients(layer, x)
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_threads_train_beside_each_other(layer):

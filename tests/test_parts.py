@@ -1,6 +1,7 @@
 """float32 on a matrix unit of bfloat16, in three parts: as exact as float32, and what has no parts."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -49,6 +50,35 @@ def test_a_product_on_the_matrix_unit_is_as_exact_as_float32(rows, depth, column
     size = a.double().abs() @ b.double().abs()  # of what was added up
     assert ((out - wanted).abs() <= EXACT / 3 * size + 1e-30).all()
     assert (around[:, columns:] == 7.0).all()
+
+
+@needs_unit
+@pytest.mark.parametrize("side", ["left", "right", "out"])
+def test_a_large_product_of_values_with_gaps_is_right(side):
+    g = torch.Generator().manual_seed(0)
+    shapes = dict(left=(700, 650), right=(650, 640), out=(700, 640))
+    made = {name: torch.randn(rows, 2 * columns, generator=g)[:, ::2] if name == side
+            else torch.randn(rows, columns, generator=g) for name, (rows, columns) in shapes.items()}
+    arrays.Parts(made["left"]).matmul(made["left"], made["right"], out=made["out"])
+    wanted = made["left"].double() @ made["right"].double()
+    assert (made["out"] - wanted).abs().max() <= EXACT * wanted.abs().max()
+
+
+@needs_unit
+def test_large_products_of_several_threads_at_once_are_the_same():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(700, 650, generator=g), torch.randn(650, 640, generator=g)
+    wanted, wrong = arrays.Parts(a).matmul(a, b), []
+
+    def multiply() -> None:
+        wrong.extend(k for k in range(20) if not torch.equal(arrays.Parts(a).matmul(a, b), wanted))
+
+    threads = [threading.Thread(target=multiply) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
 
 
 @needs_unit

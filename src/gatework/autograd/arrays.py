@@ -18,7 +18,7 @@ SMALL = 1 << 19
 
 
 class Torch:
-    """What the CPU kernels ask of an array library; the twin of `backends.cpu.kernel.Numpy`."""
+    """What the CPU kernels ask of an array library; the twin of `backends.kernel.Numpy`."""
 
     matmul = staticmethod(torch.matmul)
     threads = staticmethod(torch.get_num_threads)
@@ -159,8 +159,9 @@ class Parts(Torch):
             return torch.matmul(a, b, out=out)
         if out is None:
             out = self.empty(a.shape[0], b.shape[1])
-        # Infinite values have no parts. BLAS knows what becomes of them.
-        return out if _multiplied(a, b, out) else torch.matmul(a, b, out=out)
+        # It reads rows or columns whose values lie side by side, and infinite values have no parts: the rest is BLAS's.
+        in_line = 1 in a.stride() and 1 in b.stride() and out.stride(1) == 1
+        return out if in_line and _multiplied(a, b, out) else torch.matmul(a, b, out=out)
 
 
 # A product is large from so many multiplications on, if no side is shorter than this: packing has to pay.

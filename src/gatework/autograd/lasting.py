@@ -9,6 +9,7 @@ one piece of memory for each call that runs at the same time, as large as the la
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from threading import Lock
 
@@ -21,6 +22,15 @@ MOST_LARGER = 1.5  # memory serves arrays that are shorter by up to this factor
 _free: list[Tensor] = []  # of bytes; the one that was left first at the front
 _work: list[Tensor] = []  # of bytes, the largest one at the end
 _lock = Lock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = Lock()  # another thread may have held it
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def take(shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
