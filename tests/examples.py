@@ -63,7 +63,7 @@ class Example:
     def flat(self):
         """Inputs, states and parameters as the kernels take them: sequences are [T * B, size]."""
         parameters = [dense(f, p) for f, p in zip(self.cell.families.values(), self.parameters)]
-        return autograd.functions.flat(self.cell, self.inputs), self.states, parameters
+        return [autograd.calls.flat(x) for x in self.inputs], self.states, parameters
 
     def fused(self, reverse: bool = False) -> dict[str, torch.Tensor]:
         """Output, last states and all gradients, by name."""

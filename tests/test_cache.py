@@ -23,7 +23,7 @@ import sys
 import numpy as np
 from gatework import cells, trace
 from gatework.backends.cpu import jit, kernel_for
-from gatework.backends.kernel import Numpy
+from gatework.backends.cpu.arrays import Numpy
 from gatework.backends.batch import Batch
 optimise, compiled = jit.optimise, []
 jit.optimise = lambda *a: compiled.append(1) or optimise(*a)

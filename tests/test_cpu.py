@@ -230,7 +230,7 @@ import sys
 sys.modules["torch"] = None
 import numpy as np
 from gatework.backends.cpu import kernel_for
-from gatework.backends.kernel import Numpy
+from gatework.backends.cpu.arrays import Numpy
 from gatework.backends.batch import Batch
 from gatework import cells, trace
 given = np.load(sys.argv[1])

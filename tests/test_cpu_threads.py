@@ -92,7 +92,7 @@ def test_threads_that_share_units_write_the_same_bits(cell, B, taken):
         assert_same_bits(loops(example, count), expected)
         # One thread adds up a sum over features or computes a scalar, and the projection to 7 is a single block: those
         # loops share rows.
-        assert threads.has_team()
+        assert threads.team() is not None
         assert ((count, True) in taken) == (cell.name not in {"normalised", "means", "spans", "projected_lstm"})
 
 
@@ -101,7 +101,7 @@ def test_threads_that_share_units_write_the_same_bits(cell, B, taken):
 def test_python_threads_write_the_same_bits_as_one_thread(cell, monkeypatch):
     example = Example(cell, STEPS, 5, INPUT, HIDDEN)
     expected = loops(example, 1)
-    monkeypatch.setattr(threads, "_team", lambda: None)
+    monkeypatch.setattr(threads, "team", lambda: None)
     for count in COUNTS[1:]:
         assert_same_bits(loops(example, count), expected)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from ..backends.cpu import gemm
 from ..backends.cpu.shape import TILE_ROWS
 from ..backends.cpu.target import target
+from ..backends.cpu.threads import launch
 from ..backends.cpu.turning import SQUARE, turn_over
 from ..backends.kernel import Kernel
 from . import lasting
@@ -18,10 +21,11 @@ SMALL = 1 << 19
 
 
 class Torch:
-    """What the CPU kernels ask of an array library; the twin of `backends.kernel.Numpy`."""
+    """What the CPU kernels ask of an array library; the twin of `backends.cpu.arrays.Numpy`."""
 
     matmul = staticmethod(torch.matmul)
     threads = staticmethod(torch.get_num_threads)
+    run = staticmethod(launch)
 
     def __init__(self, like: Tensor):
         self.like, self.dtype, self.device = like, like.dtype, like.device
@@ -51,7 +55,7 @@ class Torch:
 
     def sum_of_rows(self, a: Tensor) -> Tensor:
         # A product with ones runs at the speed of memory, a sum over the slow axis only while the caches hold it.
-        return a.sum(0) if a.numel() < SMALL else self.matmul(a.T, a.new_ones(a.shape[0]))
+        return self.matmul(a.new_ones(1, a.shape[0]), a)[0]
 
     @staticmethod
     def copy(a: Tensor) -> Tensor:
@@ -74,6 +78,10 @@ class Torch:
     @staticmethod
     def address(a: Tensor) -> int:
         return a.data_ptr()
+
+    @staticmethod
+    def flag() -> ctypes.c_int64:
+        return ctypes.c_int64(0)
 
 
 class Short(Torch):

@@ -13,8 +13,9 @@ from ..backends.batch import Batch
 from ..backends.cpu.target import Target, target
 from ..backends.kernel import Kernel
 from ..compiler import Cell
-from . import checkpoints, lasting
+from . import calls, checkpoints, lasting
 from .arrays import arrays_of
+from .calls import flat, parts_of
 
 FUSED = {torch.float32: 4, torch.float64: 8}
 
@@ -37,27 +38,21 @@ def batch_of(like: Tensor, rows: int, counts: Sequence[int] | None) -> Batch:
     return Batch.dense(*like.shape[:2]) if counts is None else Batch.ragged(tuple(counts), rows)
 
 
-def flat(cell: Cell, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The inputs as the kernels take them: sequences are [N, size]."""
-    return [x if x.dim() == 2 else x.reshape(-1, x.shape[2]) for x in inputs]
-
-
 def eager(kernel: Kernel, inputs, states, parameters, reverse, counts, checkpoint_every):
-    cell, handed_out = kernel.cell, len(kernel.scan.outputs)
+    handed_out = len(kernel.scan.outputs)
     batch = batch_of(inputs[0], len(states[0]), counts)
     shape = inputs[0].shape[:2] if counts is None else (batch.total,)
-    tensors = (*flat(cell, inputs), *states, *parameters)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        every = checkpoints.distance(batch.steps, batch.rows, checkpoint_every)
-        if every >= batch.steps:
-            made = _Scan.apply(kernel, batch, reverse, shape, *tensors)
-            return made[:handed_out], made[handed_out:]
-        made = _Checkpointed.apply(kernel, batch, reverse, every, *tensors)
-        handed, last = made[:handed_out], made[handed_out:]
-    else:
+    tensors = (*inputs, *states, *parameters)
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
         lasting.let_go()
-        handed, last, _ = kernel.forward(arrays_of(kernel, tensors[0]), batch, *parts_of(cell, tensors), reverse, False)
-    return [y.view(*shape, y.shape[1]) for y in handed], last
+        handed, last, _ = calls.forward(kernel, batch, tensors, shape, reverse, False)
+        return handed, last
+    every = checkpoints.distance(batch.steps, batch.rows, checkpoint_every)
+    if every >= batch.steps:
+        made = _Scan.apply(kernel, batch, reverse, shape, *tensors)
+        return made[:handed_out], made[handed_out:]
+    made = _Checkpointed.apply(kernel, batch, reverse, every, *map(flat, inputs), *states, *parameters)
+    return [y.view(*shape, y.shape[1]) for y in made[:handed_out]], made[handed_out:]
 
 
 def kernel_of(cell: Cell, outputs: tuple[str, ...], inputs, states, parameters, on_gpu: bool = False,
@@ -91,21 +86,12 @@ def kernel_of_shapes(cell: Cell, outputs: tuple[str, ...], shapes: tuple[int, ..
     return cpu.kernel_for(cell, sizes, FUSED[dtype], outputs, short)
 
 
-def parts_of(cell: Cell, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """inputs, states and parameters out of one list."""
-    a, b = len(cell.inputs), len(cell.inputs) + len(cell.states)
-    return list(tensors[:a]), list(tensors[a:b]), list(tensors[b:])
-
-
 class _Scan(torch.autograd.Function):
     """A whole sequence, with all that its derivative needs."""
 
     @staticmethod
     def forward(ctx, kernel: Kernel, batch: Batch, reverse: bool, shape: tuple[int, ...], *tensors: Tensor):
-        handed, last, kept = kernel.forward(arrays_of(kernel, tensors[0]), batch, *parts_of(kernel.cell, tensors),
-                                            reverse, True)
-        for y in handed:
-            y.resize_(*shape, y.shape[1])  # a view would be one more function for autograd
+        handed, last, kept = calls.forward(kernel, batch, tensors, shape, reverse, True)
         ctx.of = kernel, batch, reverse
         ctx.kept_at = [k.data_ptr() for k in kept]
         ctx.set_materialize_grads(False)
@@ -117,18 +103,16 @@ class _Scan(torch.autograd.Function):
         kernel, batch, reverse = ctx.of
         needs, saved, outputs = ctx.needs_input_grad[4:], ctx.saved_tensors, len(kernel.scan.outputs)
         count = len(needs)
-        tensors, kept = saved[:count], saved[count + outputs:]
-        handed = [y.flatten(0, -2) for y in saved[count:count + outputs]]
-        upstream = [None if d is None else d.flatten(0, -2) for d in gradients[:outputs]]
+        tensors, handed, kept = saved[:count], saved[count:count + outputs], saved[count + outputs:]
+        upstream, last = gradients[:outputs], gradients[outputs:]
         if torch.is_grad_enabled():
-            upstream += gradients[outputs:]
-            return *[None] * 4, *_differentiable(kernel, batch, reverse, tensors, upstream, needs)
-        xp = arrays_of(kernel, tensors[0])
+            upstream = [None if d is None else d.flatten(0, -2) for d in upstream]
+            return *[None] * 4, *_differentiable(kernel, batch, reverse, tensors, [*upstream, *last], needs)
         again = torch._C._autograd._get_current_graph_task_keep_graph()
         if again:
+            xp = arrays_of(kernel, tensors[0])
             kept = [xp.copy(k) for k in kept]  # another backward pass may follow, and this one writes over them
-        made = kernel.backward(xp, batch, upstream, gradients[outputs:], *parts_of(kernel.cell, tensors), handed, kept,
-                               reverse, needs)
+        made = calls.backward(kernel, batch, upstream, last, tensors, handed, kept, reverse, needs)
         if not again:
             lasting.leave(kept, ctx.kept_at)
         return *[None] * 4, *made
@@ -137,8 +121,8 @@ class _Scan(torch.autograd.Function):
 def _differentiable(kernel: Kernel, batch: Batch, reverse, tensors, gradients, needs) -> list[Tensor | None]:
     """The gradients as functions that can be differentiated again: by the reference backend, from the start."""
     like = tensors[-1]  # a parameter: inputs of another dtype are cast
-    handed, last = reference.run(kernel.cell, *parts_of(kernel.cell, [t.to(like.dtype) for t in tensors]), reverse,
-                                 kernel.scan.outputs, batch.sizes.tolist())
+    given = parts_of(kernel.cell, [flat(t).to(like.dtype) for t in tensors])
+    handed, last = reference.run(kernel.cell, *given, reverse, kernel.scan.outputs, batch.sizes.tolist())
     given = [(y, d) for y, d in zip((*handed, *last), gradients) if d is not None and y.requires_grad]
     wanted = [t for t, need in zip(tensors, needs) if need]
     made = iter(torch.autograd.grad([y for y, _ in given], wanted, [d for _, d in given], create_graph=True,

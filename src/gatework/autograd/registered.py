@@ -15,7 +15,8 @@ from ..backends.cpu.target import target
 from ..compiler import Cell
 from . import checkpoints
 from .arrays import arrays_of
-from .functions import batch_of, flat, kernel_of, kernel_of_shapes, narrowed, parts_of, shapes_of
+from .calls import flat, parts_of
+from .functions import batch_of, kernel_of, kernel_of_shapes, narrowed, shapes_of
 
 _cells: dict[str, Cell] = {}
 _library = torch.library.Library("gatework", "DEF")
@@ -65,7 +66,7 @@ def _scan(name, outputs, inputs, states, parameters, reverse, sizes, every, trai
     def run(xs, counts):
         k = kernel_of(cell, names, xs, states, parameters)
         batch = batch_of(xs[0], len(states[0]), counts)
-        given = flat(cell, xs), states, parameters, reverse
+        given = [flat(x) for x in xs], states, parameters, reverse
         if train and every:
             handed, last, starts = checkpoints.forward(k, arrays_of(k, xs[0]), batch, every, *given)
             kept.extend(starts)

@@ -1,7 +1,7 @@
 """Receives a scan and sizes, hands on callables over whole sequences: the same for every backend but for the loops.
 
-Arrays are numpy's or torch's: all that is asked of them is in `Numpy` and its twin in `gatework.autograd`. Sequences
-are [N, width], step by step, with the rows of every step as a `Batch` says.
+Arrays are numpy's or torch's: all that is asked of them is in `cpu.arrays.Numpy` and its twin in `gatework.autograd`.
+Sequences are [N, width], step by step, with the rows of every step as a `Batch` says.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
-
-import numpy as np
 
 from ..compiler import Scan
 from ..compiler.scan import with_before
@@ -47,65 +45,6 @@ class Compiled(Protocol):
         where an operand was infinite, and this form has no such values."""
 
 
-class Numpy:
-    """What the kernels ask of an array library."""
-
-    matmul = staticmethod(np.matmul)
-    ascontiguousarray = staticmethod(np.ascontiguousarray)
-
-    def __init__(self, like: np.ndarray):
-        self.dtype = like.dtype
-
-    def operand(self, a: np.ndarray) -> np.ndarray:
-        """An array as products read it."""
-        return a
-
-    def output(self, a: np.ndarray) -> np.ndarray:
-        """An array as it is handed out."""
-        return a
-
-    def empty(self, *shape: int, short: bool = False) -> np.ndarray:
-        return np.empty(shape, self.dtype)
-
-    def work(self, count: int) -> np.ndarray:
-        """Memory for so many values, or more, until it is given back."""
-        return self.empty(count)
-
-    def give_back(self, memory: np.ndarray) -> None:
-        """Memory of `work` that is read no more."""
-
-    def lasting(self, *shape: int, short: bool = False) -> np.ndarray:
-        """The same for what is kept until the backward pass."""
-        return self.empty(*shape)
-
-    def zeros(self, *shape: int) -> np.ndarray:
-        return np.zeros(shape, self.dtype)
-
-    def sum_of_rows(self, a: np.ndarray) -> np.ndarray:
-        return a.sum(0)
-
-    def copy(self, a: np.ndarray) -> np.ndarray:
-        return a.copy()
-
-    def add_product(self, out: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
-        out += a @ b
-
-    def take(self, a: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        return a[rows]
-
-    def sum_by(self, a: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-        """Add the rows of `a` up into `count` rows, each where `rows` says."""
-        out = self.zeros(count, a.shape[1])
-        np.add.at(out, rows, a)
-        return out
-
-    def address(self, a: np.ndarray) -> int:
-        return a.ctypes.data
-
-    def threads(self) -> int:
-        return 1
-
-
 class Kernel(ABC):
     """The loops of one cell for one set of sizes and one dtype, each compiled when it is first needed.
 
@@ -121,6 +60,7 @@ class Kernel(ABC):
         self.inputs, self.states = [f"in_{n}" for n in scan.cell.inputs], list(scan.cell.states)
         self.families = list(scan.cell.families)
         self.parameters = [f"param_{n}" for n in self.families]
+        self.programs: dict[tuple, Any] = {}  # what callers have recorded of it
 
     @abstractmethod
     def compile(self, loop: Loop) -> Loops: ...

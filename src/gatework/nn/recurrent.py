@@ -303,14 +303,16 @@ class Recurrent(torch.nn.Module):
             return call.ragged.sort(value, 0) if value.dim() == 2 else call.ragged.pack(value)
         return value.transpose(0, 1) if self.batch_first and value.dim() == 3 else value
 
-    def _begin_anew(self, states: list[Tensor], resets: Tensor, lengths: Tensor | None, call: _Call) -> list[Tensor]:
+    def _begin_anew(self, states: list[Sequence[Tensor]], resets: Tensor, lengths: Tensor | None, call: _Call
+                    ) -> list[Sequence[Tensor]]:
         """Where step 0 is a reset, no forward direction goes on from the state that was given."""
         at_once = resets[:, 0] if self.batch_first else resets[0]
         if lengths is not None:
             at_once = call.ragged.sort(at_once & (lengths > 0).to(resets.device), 0)
-        forward = torch.arange(states[0].shape[0], device=resets.device) % (1 + self.bidirectional) == 0
-        anew = forward[:, None, None] & at_once[None, :, None]
-        return [torch.where(anew, first, s) for first, s in zip(self._initial(states[0].shape[1:2], states[0]), states)]
+        anew = self._initial(call.rows, states[0][0])
+        directions = 1 + self.bidirectional
+        return [given if k % directions else [torch.where(at_once[:, None], *pair) for pair in zip(anew[k], given)]
+                for k, given in enumerate(states)]
 
     def _after_steps(self, resets: Tensor, lengths: Tensor | None, call: _Call) -> list[Tensor]:
         """For each direction: 1 in a step after which the row begins anew, else 0; laid out as the inputs are.
@@ -330,8 +332,8 @@ class Recurrent(torch.nn.Module):
             found.append(self._lay_out(after.unsqueeze(2), call))
         return found
 
-    def _layers(self, x: Tensor, states: list[Tensor], call: _Call):
-        """Run all layers and directions; `states` and the last states are [layers * directions, B, size] per state."""
+    def _layers(self, x: Tensor, states: list[Sequence[Tensor]], call: _Call):
+        """Run all layers and directions, each with its states; the last ones are [layers * directions, B, size]."""
         directions = 1 + self.bidirectional
         last: list[list[Tensor]] = []
         records: dict[str, Tensor] = {}
@@ -341,7 +343,7 @@ class Recurrent(torch.nn.Module):
                 x = self._random.drop_input(x, call.rows, call.ragged)
             for direction in range(directions):
                 k = layer * directions + direction
-                handed, end = self._scan(x, [s[k] for s in states], k, direction == 1, call)
+                handed, end = self._scan(x, states[k], k, direction == 1, call)
                 outputs.append(handed[self.cell.output])
                 if call.recorded:
                     records |= {n + self._suffixes(layer)[direction]: handed[n] for n in call.recorded}
@@ -352,7 +354,7 @@ class Recurrent(torch.nn.Module):
         ends = [s.unsqueeze(0) for s in last[0]] if len(last) == 1 else [torch.stack(s) for s in zip(*last)]
         return x, ends if call.ragged is None else [call.ragged.unsort(s, 1) for s in ends], records
 
-    def _scan(self, x: Tensor, states: list[Tensor], k: int, reverse: bool, call: _Call):
+    def _scan(self, x: Tensor, states: Sequence[Tensor], k: int, reverse: bool, call: _Call):
         """One direction of one layer: what is handed out, by name, and the last states."""
         (cell, cell_with_resets), inputs = self._cells[self.training], [x, *call.further]
         parameters = [self._parameter(n) for n in self._names[k]]
@@ -373,19 +375,21 @@ class Recurrent(torch.nn.Module):
         count = self.num_layers * (1 + self.bidirectional)
         return [(count, *rows, self.sizes[e.dims[0]]) for e in self.cell.states.values()]
 
-    def _first_states(self, hx, call: _Call, like: Tensor) -> list[Tensor]:
-        """The states that rows begin with, in the order of the rows in this call."""
+    def _first_states(self, hx, call: _Call, like: Tensor) -> list[Sequence[Tensor]]:
+        """The states that rows begin with, for every layer and direction, in the order of the rows in this call."""
         if hx is None:
-            return self._initial((call.rows,), like)  # all rows alike
+            return self._initial(call.rows, like)  # all rows alike
         states = check_states(self, hx, self._state_shapes((call.rows,)))
         if torch.is_autocast_enabled(like.device.type):
             states = [s.to(self.first_parameter.dtype) for s in states]  # autocast keeps the parameters' precision
-        return states if call.ragged is None else [call.ragged.sort(s, 1) for s in states]
+        if call.ragged is not None:
+            states = [call.ragged.sort(s, 1) for s in states]
+        return list(zip(*(s.unbind(0) for s in states)))
 
-    def _initial(self, rows: tuple[int, ...], like: Tensor) -> list[Tensor]:
+    def _initial(self, rows: int, like: Tensor) -> list[Sequence[Tensor]]:
         """The first states where none are given: zeros, or those that are learned."""
-        shapes = self._state_shapes(rows)
-        if not self.initial_state:
-            return [like.new_zeros(shape, dtype=self.first_parameter.dtype) for shape in shapes]
-        return [torch.stack([getattr(self, names[j]) for names in self._initial_names])[:, None].expand(shape)
-                for j, shape in enumerate(shapes)]
+        if self.initial_state:
+            return [[getattr(self, name).expand(rows, -1) for name in names] for names in self._initial_names]
+        sizes = [self.sizes[e.dims[0]] for e in self.cell.states.values()]
+        zeros = {n: like.new_zeros((rows, n), dtype=self.first_parameter.dtype) for n in set(sizes)}
+        return [[zeros[n] for n in sizes]] * len(self._names)

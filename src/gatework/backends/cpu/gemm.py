@@ -61,7 +61,7 @@ def multiply(words: dict[str, int], work: int, machine: Target, most_threads: in
     infinite = ctypes.c_int64(0)
     words = words | dict(packed=work, infinite=ctypes.addressof(infinite))
     arguments = array("q", map(words.get, _WORDS))
-    count = min(most_threads, -(-words["rows"] // BLOCK)) if threads.has_team() else 1
+    count = min(most_threads, -(-words["rows"] // BLOCK)) if threads.team() else 1
     members = [(0, 0, work + PACKED + n * OWN, 0) for n in range(count)]
     threads.run(_function(machine), threads.address_of(arguments), members, together=count > 1)
     return not infinite.value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from array import array
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -34,6 +33,14 @@ WORTH_A_MEETING = 1 << 16
 # packing the weights would weigh.
 AT_ONCE = 1 << 23
 ROWS_AT_ONCE = 1024
+
+
+# Packed panels, the address of each, and a word that is not 0 once a value was infinite; none where that is no matter.
+Weights = tuple[Any, list[int], ctypes.c_int64 | None]
+
+
+def _address(word: ctypes.c_int64 | None) -> int:
+    return 0 if word is None else ctypes.addressof(word)
 
 
 class _Packing:
@@ -112,29 +119,29 @@ class Compiled:
                 and (rows > TILE_ROWS or not together)
                 and rows * self.rounded_values * self.size <= MOST_ROUNDED)
 
-    def pack(self, xp, parameters: dict[str, Any]) -> tuple[Any, list[int], ctypes.c_int64]:
-        """The packed panels of the weights, in one array, the address of each, and a word for what is infinite.
+    def pack(self, xp, parameters: dict[str, Any]) -> Weights:
+        """The packed panels of the weights, in one array, with their addresses and a word for what is infinite.
 
         The addresses are good as long as the array lives. It costs little beside the sequence.
         """
-        packed, infinite = xp.work(self.panel_values), ctypes.c_int64(0)
+        packed, infinite = xp.work(self.panel_values), xp.flag() if self.loop.parts else None
         address, addresses = xp.address(packed), []
         for p in self.packings:
-            words = array("q", [xp.address(parameters[n]) + offset for n, offset in p.table])
-            words.append(ctypes.addressof(infinite))
+            words = [xp.address(parameters[n]) + offset for n, offset in p.table]
+            words.append(_address(infinite))
             shares = [(0, p.blocks)]
             if p.values >= WORTH_A_THREAD:
                 shares = share(p.blocks, min(xp.threads(), 1 + p.values // WORTH_A_THREAD))
-            threads.run(p.function, threads.address_of(words), [(*share, 0, address) for share in shares])
+            xp.run(p.function, words, [(*share, 0, address) for share in shares])
             addresses.append(address)
             address += p.values * self.size
         return packed, addresses, infinite
 
-    def release(self, xp, weights: tuple[Any, list[int], ctypes.c_int64]) -> None:
+    def release(self, xp, weights: Weights) -> None:
         xp.give_back(weights[0])
 
     def call(self, xp, batch: Batch, span: tuple[int, int], from_end: bool, arrays, edges,
-             weights: tuple[Any, list[int], ctypes.c_int64], passing=frozenset(), still=frozenset()) -> bool:
+             weights: Weights, passing=frozenset(), still=frozenset()) -> bool:
         begin, end = batch.place(span[0]), batch.place(span[1])
         words = [*batch.turns(from_end, *span)]
         for name, width in self.buffers:
@@ -145,8 +152,7 @@ class Compiled:
                 address -= begin * width
             words += address, width, xp.address(edges[name]) if name in edges else 0
         _, panels, infinite = weights
-        words += *panels, ctypes.addressof(infinite)
-        arguments = array("q", words)
+        words += *panels, _address(infinite)
         parts, together = self._parts(batch, end - begin, xp.threads())
         # Each thread has sums of a tile, and operands of its rows in parts: a tile of few rows reads on behind them.
         own, at = [], batch.rows * self.loop.scratch_row
@@ -155,10 +161,9 @@ class Compiled:
             at += self.tile_values + (count + TILE_ROWS - 1) * self.rounded_values
         scratch = xp.work(at)
         shared = xp.address(scratch)
-        threads.run(self.run, threads.address_of(arguments),
-                    [(*rows, shared + begins, shared) for rows, begins in zip(parts, own)], together)
+        xp.run(self.run, words, [(*rows, shared + begins, shared) for rows, begins in zip(parts, own)], together)
         xp.give_back(scratch)
-        return not infinite.value
+        return infinite is None or not infinite.value
 
     def _parts(self, batch: Batch, total: int, most: int) -> tuple[list[tuple[int, int]], bool]:
         """Rows for every thread, and whether the threads share the units of the same rows instead."""
@@ -167,7 +172,7 @@ class Compiled:
             return [(0, batch.rows)], False
         rows = total / batch.steps  # that a step has; a thread with few of them only waits for the panels
         most_panel = MOST_PANEL * (2 if self.loop.parts == PARTS else 1)  # the same weights are larger in parts
-        if (self.shareable and threads.has_team()
+        if (self.shareable and threads.team() is not None
                 and (self.panel_values * self.size > most_panel // (1 if batch.is_dense else 2)
                      or rows < 2 * count)
                 and rows * self.multiplications > count * WORTH_A_MEETING):

@@ -16,9 +16,9 @@ import numpy as np
 from ...compiler import Cell, Family, split
 from ...compiler.scan import with_before
 from ..batch import Batch
-from ..kernel import Numpy
 from ..plan import Forward, plan_forward
 from . import jit
+from .arrays import Numpy
 from .kernel import Compiled
 from .target import Target, target
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 import os
 from array import array
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 
@@ -107,7 +109,7 @@ def address_of(words: array) -> int:
     return words.buffer_info()[0]
 
 
-_POINT_WORDS = 32  # two counters, each on a cache line of its own
+POINT_WORDS = 32  # two counters, each on a cache line of its own
 
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
@@ -123,9 +125,27 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
     os.register_at_fork(after_in_child=_after_fork)
 
 
+@dataclass(frozen=True)
+class Team:
+    """Of the loaded OpenMP runtime: what starts a team, at which address, our function for its members, what a member
+    asks."""
+
+    library: ctypes.CDLL
+    code: jit.Code
+    start: Callable[[int, int, int, int], None]
+    starter: int
+    member: int
+    number: int
+    size: int
+
+    def task(self, kernel, arguments, parts: Iterable[Sequence], point) -> list:
+        """The words of a task."""
+        parts = list(parts)
+        return [kernel.address, arguments, self.number, self.size, len(parts), point, *chain.from_iterable(parts)]
+
+
 @cache
-def _team() -> tuple | None:
-    """Of the loaded OpenMP runtime: the call that starts a team, its member function, what a member asks."""
+def _loaded_team() -> Team | None:
     try:
         with open("/proc/self/maps") as maps:
             loaded = {line.split()[-1] for line in maps if "omp" in os.path.basename(line.split()[-1])}
@@ -139,32 +159,39 @@ def _team() -> tuple | None:
             continue
         start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
         code = jit.load(_MEMBER, target())
-        return (library, code, start, code.address("member"), ctypes.cast(number, ctypes.c_void_p).value,
-                ctypes.cast(size, ctypes.c_void_p).value)
+        return Team(library, code, start, _address(start), code.address("member"), _address(number), _address(size))
     return None
 
 
-def has_team() -> bool:
-    """Whether threads of one call can be trusted to run at the same time, so that they may wait for each other."""
-    return not _forked and _team() is not None
+def _address(function) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value
+
+
+def team() -> Team | None:
+    """The threads of one call that can be trusted to run at the same time, so that they may wait for each other."""
+    return None if _forked else _loaded_team()
+
+
+def launch(kernel, words: list[int], parts: list[tuple[int, int, int, int]], together: bool = False) -> None:
+    """`run` with arguments that are yet to be written into memory."""
+    arguments = array("q", words)
+    run(kernel, address_of(arguments), parts, together)
 
 
 def run(kernel, arguments: int, parts: list[tuple[int, int, int, int]], together: bool = False) -> None:
     """Call a kernel for every part (first row, rows, scratch of its own, scratch of all), each on a thread of its own.
 
-    `together`: the parts have the same rows and share the units; needs `has_team`.
+    `together`: the parts have the same rows and share the units; needs a `team`.
     """
     global _pool, _pool_size
     if len(parts) == 1:
         kernel(arguments, *parts[0], 0, 1, 0)
         return
-    team = None if _forked else _team()
-    if team is not None:
-        _, _, start, member, number, size = team
-        point = array("q", bytes(8 * _POINT_WORDS) if together else b"")
-        task = array("q", [kernel.address, arguments, number, size, len(parts), address_of(point) if together else 0,
-                           *chain.from_iterable(parts)])
-        start(member, address_of(task), len(parts), 0)
+    members = team()
+    if members is not None:
+        point = array("q", bytes(8 * POINT_WORDS) if together else b"")
+        task = array("q", members.task(kernel, arguments, parts, address_of(point) if together else 0))
+        members.start(members.member, address_of(task), len(parts), 0)
         return
     if _pool_size < len(parts) - 1:
         # An older, smaller pool ends by itself once its last call is done.

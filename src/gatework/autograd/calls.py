@@ -1,0 +1,160 @@
+"""Receives a kernel and tensors, hands on what its loops and products make of them, in as few steps as can be.
+
+The first call with tensors of some shapes walks through the kernel with torch. The second one records the walk, and
+from then on a program repeats it: memory for the results, and one call of machine code. Large products, ragged batches
+and what else programs do not have are left to torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..backends.batch import Batch
+from ..backends.cpu import threads
+from ..backends.cpu.record import NotRecorded, Recorder
+from ..backends.cpu.replay import Program
+from ..backends.kernel import Kernel
+from ..compiler import Cell
+from . import lasting
+from .arrays import arrays_of
+
+AT_ONCE = False  # record the first call already; lengths that never come again are not worth it
+MOST_PROGRAMS = 256  # of one kernel; then its next ones begin anew
+# Values that a call reads and writes, from which on nobody notices how it was called.
+MOST_VALUES = 1 << 23
+GEMM = {torch.float32: "sgemm_", torch.float64: "dgemm_"}
+
+
+@dataclass
+class _Recorded:
+    """A walk as a program, with the shapes of its results; the last few are `kept` until the backward pass."""
+
+    program: Program
+    batch: Batch  # the program points into it
+    shapes: list[tuple[int, ...] | None]
+    kept: int
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        given = [t.contiguous() for t in tensors]
+        like, first = given[0], len(self.shapes) - self.kept
+        made: list[Tensor | None] = [None if shape is None else like.new_empty(shape) for shape in self.shapes[:first]]
+        for shape in self.shapes[first:]:
+            memory = lasting.take(shape, like.dtype)
+            made.append(like.new_empty(shape) if memory is None else memory)
+        work = lasting.borrow(self.program.work)
+        self.program.run([t.data_ptr() for t in (*given, *made) if t is not None], work.data_ptr())
+        lasting.give_back(work)
+        return made
+
+
+def forward(kernel: Kernel, batch: Batch, tensors: Sequence[Tensor], shape: tuple[int, ...], reverse: bool,
+            train: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """`Kernel.forward` for inputs, first states and parameters in one list; outputs are [*shape, size]."""
+    handed, last = len(kernel.scan.outputs), len(kernel.states)
+
+    def walk(xp, given):
+        parts = kernel.forward(xp, batch, *parts_of(kernel.cell, list(map(flat, given))), reverse, train)
+        return [t for part in parts for t in part]
+
+    def shapes(made):
+        return [(*shape, y.shape[1]) for y in made[:handed]] + [t.shape for t in made[handed:]]
+
+    repeat = _repeated(kernel, batch, tensors, ("forward", reverse, train, shape), walk, shapes, handed + last)
+    if repeat is None:
+        made = walk(arrays_of(kernel, tensors[0]), tensors)
+        for y in made[:handed]:
+            y.resize_(*shape, y.shape[1])  # a view would be one more function for autograd
+    else:
+        made = repeat(tensors)
+    return made[:handed], made[handed:handed + last], made[handed + last:]
+
+
+def backward(kernel: Kernel, batch: Batch, upstream: Sequence[Tensor | None], last: Sequence[Tensor | None],
+             tensors: Sequence[Tensor], handed: Sequence[Tensor], kept: Sequence[Tensor], reverse: bool,
+             needs: tuple[bool, ...]) -> list[Tensor | None]:
+    """`Kernel.backward`, likewise; the gradients have the shapes of the tensors."""
+    outside = (*upstream, *last)
+    there = tuple(d is not None for d in outside)
+    ends = [len(upstream), len(there), len(there) + len(tensors), len(there) + len(tensors) + len(handed)]
+
+    def walk(xp, given):
+        left = iter(map(flat, given))
+        parts = [next(left) if here else None for here in there] + list(left)
+        a, b, c, d = ends
+        return kernel.backward(xp, batch, parts[:a], parts[a:b], *parts_of(kernel.cell, parts[b:c]), parts[c:d],
+                               parts[d:], reverse, needs)
+
+    def shapes(made):
+        return [t.shape if need else None for t, need in zip(tensors, needs)]
+
+    given = [*(d for d in outside if d is not None), *tensors, *handed, *kept]
+    repeat = _repeated(kernel, batch, given, ("backward", reverse, needs, there, tensors[0].dim()),
+                       walk, shapes, len(tensors))
+    if repeat is not None:
+        return repeat(given)
+    return [None if d is None else d.view(t.shape)
+            for t, d in zip(tensors, walk(arrays_of(kernel, tensors[0]), given))]
+
+
+def parts_of(cell: Cell, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """inputs, states and parameters out of one list."""
+    a, b = len(cell.inputs), len(cell.inputs) + len(cell.states)
+    return list(tensors[:a]), list(tensors[a:b]), list(tensors[b:])
+
+
+def flat(t: Tensor) -> Tensor:
+    """A sequence as the kernels take it, [N, size]."""
+    return t.reshape(-1, t.shape[2]) if len(t.shape) == 3 else t
+
+
+def _repeated(kernel: Kernel, batch: Batch, given: Sequence[Tensor], what: tuple, walk: Callable, shapes: Callable,
+              first_kept: int) -> _Recorded | None:
+    """The program for this call; None where there is none, or where this is the first such call."""
+    if not kernel.on_cpu or kernel.short or not batch.is_dense:
+        return None
+    # A forked child has no team, so it is not to find the programs of its parent.
+    key = (*what, batch.steps, batch.rows, torch.get_num_threads(), threads.team() is None)
+    if key not in kernel.programs:
+        if len(kernel.programs) >= MOST_PROGRAMS:
+            kernel.programs.clear()
+        kernel.programs[key] = _WALKED
+        if not AT_ONCE:
+            return None
+    found = kernel.programs[key]
+    if found is _WALKED:
+        found = kernel.programs[key] = _record(batch, given, walk, shapes, first_kept)
+    return found
+
+
+_WALKED = object()  # stands for what has been done once, and not been recorded
+
+
+def _record(batch: Batch, given: Sequence[Tensor], walk: Callable, shapes: Callable, first_kept: int
+            ) -> _Recorded | None:
+    gemm = _gemm(given[0].dtype)
+    if gemm is None or sum(t.numel() for t in given) > MOST_VALUES:
+        return None
+    xp = Recorder(given[0].dtype.itemsize, torch.get_num_threads(), gemm)
+    inputs = [xp.given(t.shape) for t in given]
+    try:
+        made = walk(xp, inputs)
+        program = xp.finish(inputs, [a for a in made if a is not None])
+    except NotRecorded:
+        return None
+    return _Recorded(program, batch, shapes(made), len(made) - first_kept)
+
+
+@cache
+def _gemm(dtype: torch.dtype) -> int | None:
+    """The address of the function of BLAS that torch itself calls; None where it is not to be found."""
+    try:
+        function = getattr(ctypes.CDLL(torch._C.__file__), GEMM[dtype])
+    except (OSError, AttributeError):
+        return None
+    return ctypes.cast(function, ctypes.c_void_p).value

@@ -1,0 +1,284 @@
+"""Writes down what a kernel asks of an array library, so that it can be repeated without Python.
+
+A call of a small layer is some twenty steps, products, copies, loops, and getting from one to the next takes longer
+than making them. For tensors of the same shapes the steps are always the same; only where the tensors lie differs. The
+recorder is the third array library beside numpy's and torch's, one whose arrays have shapes and no values: walking a
+kernel with it yields a `Program`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from . import replay, threads
+
+LINE = 64  # bytes, at a multiple of which memory begins
+# From so many multiplications on, a product does not notice how it was called.
+MOST_MULTIPLICATIONS = 1 << 26
+
+
+class NotRecorded(Exception):
+    """A step that programs do not have."""
+
+
+class Memory:
+    """Some bytes whose place is known when a program runs."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+
+@dataclass(frozen=True)
+class Address:
+    memory: Memory
+    offset: int
+
+    def __add__(self, count: int) -> Address:
+        return Address(self.memory, self.offset + count)
+
+    def __sub__(self, count: int) -> Address:
+        return Address(self.memory, self.offset - count)
+
+
+Word = int | Address
+
+
+class Array:
+    """An array without values. `offset` and strides count values."""
+
+    def __init__(self, of: Recorder, memory: Memory, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]):
+        self.of, self.memory, self.offset, self.shape, self.strides = of, memory, offset, shape, strides
+
+    @property
+    def T(self) -> Array:
+        return Array(self.of, self.memory, self.offset, self.shape[::-1], self.strides[::-1])
+
+    def __getitem__(self, at) -> Array:
+        at = at if isinstance(at, tuple) else (at,)
+        if at == (...,):
+            return self
+        if not all(isinstance(a, slice) and a.step is None for a in at):
+            raise NotRecorded("other parts than some in a row")
+        spans = [range(n)[a] for n, a in zip(self.shape, at)] + [range(n) for n in self.shape[len(at):]]
+        offset = self.offset + sum(span.start * stride for span, stride in zip(spans, self.strides) if len(span))
+        return Array(self.of, self.memory, offset, tuple(map(len, spans)), self.strides)
+
+    def __setitem__(self, at, value: Array | float) -> None:
+        if isinstance(value, Array):
+            self.of.step_by_row(replay.COPY, self[at], value)
+        elif value == 0:
+            self.of.step_by_row(replay.ZERO, self[at])
+        else:
+            raise NotRecorded(f"filling with {value}")
+
+    def __iadd__(self, other: Array) -> Array:
+        self.of.step_by_row(replay.ADD, self, other)
+        return self
+
+    def __add__(self, other: Array) -> Array:
+        total = self.of.copy(self)
+        total += other
+        return total
+
+    def reshape(self, *shape: int) -> Array:
+        if not self.is_dense:
+            raise NotRecorded("values that do not lie side by side, in another shape")
+        known = int(np.prod([n for n in shape if n >= 0]))
+        shape = tuple(self.count // known if n < 0 else n for n in shape)
+        return Array(self.of, self.memory, self.offset, shape, _dense(shape))
+
+    def sum(self, axis: int) -> Array:
+        raise NotRecorded("a sum over the steps of every row")
+
+    @property
+    def is_whole(self) -> bool:
+        return self.offset == 0 and self.is_dense and self.memory.size == self.count * self.of.size
+
+    @property
+    def count(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def is_dense(self) -> bool:
+        return self.strides == _dense(self.shape)
+
+
+def _dense(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(np.prod(shape[k + 1:])) for k in range(len(shape)))
+
+
+class Recorder:
+    """The steps of one walk. size: bytes of a value; gemm: the address of BLAS's function for such values, its
+    arguments as in Fortran."""
+
+    def __init__(self, size: int, most_threads: int, gemm: int):
+        self.size, self._threads, self._gemm = size, most_threads, gemm
+        self._steps: list[Word] = []
+        self._read: list[Word] = []       # by the functions that steps call
+        self._behind = Memory(0)          # the steps: the memory of these words
+        self._held: list[Any] = []        # what the words point to, for as long as the program lives
+
+    def given(self, shape: Sequence[int]) -> Array:
+        """An array of the caller's, or new memory."""
+        shape = tuple(shape)
+        return Array(self, Memory(int(np.prod(shape)) * self.size), 0, shape, _dense(shape))
+
+    # ---- what kernels ask for
+
+    def empty(self, *shape: int, short: bool = False) -> Array:
+        return self.given(shape)
+
+    lasting = work = empty
+
+    def give_back(self, memory: Array) -> None:
+        """All memory of a program is taken and given back at once."""
+
+    def operand(self, a: Array) -> Array:
+        return a
+
+    output = ascontiguousarray = operand
+
+    def zeros(self, *shape: int) -> Array:
+        made = self.given(shape)
+        made[...] = 0
+        return made
+
+    def copy(self, a: Array) -> Array:
+        made = self.given(a.shape)
+        made[...] = a
+        return made
+
+    def sum_of_rows(self, a: Array) -> Array:
+        made, ones = self.given(a.shape[1:]), _ones(a.shape[0], self.size)
+        self._held.append(ones)
+        row = Array(self, made.memory, 0, (1, *made.shape), (a.shape[1], 1))
+        self._multiply(row, ones.ctypes.data, (1, a.shape[0]), (a.shape[0], 1), a, 0.0)
+        return made
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        out = self.given((a.shape[0], b.shape[1])) if out is None else out
+        self._multiply(out, self.address(a), a.shape, a.strides, b, 0.0)
+        return out
+
+    def add_product(self, out: Array, a: Array, b: Array) -> None:
+        self._multiply(out, self.address(a), a.shape, a.strides, b, 1.0)
+
+    def take(self, a: Array, rows: np.ndarray) -> Array:
+        raise NotRecorded("rows taken one by one")
+
+    def sum_by(self, a: Array, rows: np.ndarray, count: int) -> Array:
+        raise NotRecorded("a sum over the steps of every row")
+
+    def address(self, a: Array) -> Address:
+        return Address(a.memory, a.offset * self.size)
+
+    def threads(self) -> int:
+        return self._threads
+
+    def flag(self) -> ctypes.c_int64:
+        raise NotRecorded("a step that depends on what the one before has found")
+
+    def run(self, kernel, words: list[Word], parts: list[tuple[Word, ...]], together: bool = False) -> None:
+        arguments = self._told(words)
+        self._held.append(kernel)
+        if len(parts) == 1:
+            self._step(replay.RUN, kernel.address, arguments, *parts[0])
+            return
+        team = threads.team()
+        if team is None:
+            raise NotRecorded("threads of Python's own")
+        point = self._told([0] * threads.POINT_WORDS) if together else 0
+        task = self._told(team.task(kernel, arguments, parts, point))
+        self._step(replay.TEAM, team.starter, team.member, task, len(parts))
+
+    # ---- the steps
+
+    def _step(self, kind: int, *words: Word) -> None:
+        self._steps += kind, 2 + len(words), *words
+
+    def _told(self, words: Iterable[Word]) -> Address:
+        at = len(self._read)
+        self._read += words
+        return Address(self._behind, 8 * at)
+
+    def step_by_row(self, kind: int, to: Array, source: Array | None = None) -> None:
+        """A step over rows whose values lie side by side; over one row if they all do."""
+        sides = [to] if source is None else [to, source]
+        if any(side.shape != to.shape for side in sides):
+            raise NotRecorded(f"values of {[side.shape for side in sides]} in one step")
+        if to.count == 0:
+            return
+        rows, width = (1, to.count) if all(side.is_dense for side in sides) else (to.shape[0], to.count // to.shape[0])
+        if any(rows > 1 and side.strides[1:] != _dense(side.shape)[1:] for side in sides):
+            raise NotRecorded("values that do not lie side by side")
+        where = [w for side in sides for w in (self.address(side), side.strides[0] * self.size)]
+        self._step(kind, *where, rows, width if kind == replay.ADD else width * self.size)
+
+    def _multiply(self, out: Array, left: Word, shape: tuple[int, ...], strides: tuple[int, ...], right: Array,
+                  more: float) -> None:
+        """out = more * out + left @ right. BLAS counts columns first, and so makes out.T = right.T @ left.T."""
+        (rows, depth), columns = shape, right.shape[1]
+        if rows * depth * columns >= MOST_MULTIPLICATIONS:
+            raise NotRecorded("a large product")
+        if rows * columns == 0:
+            return
+        if depth == 0:
+            if not more:
+                out[...] = 0
+            return
+        if out.strides[1] != 1 and columns > 1:
+            raise NotRecorded("a result whose values do not lie side by side")
+        a, a_step = _letter(right.shape, right.strides)
+        b, b_step = _letter(shape, strides)
+        self._step(replay.MULTIPLY, self._gemm, a, b, columns, rows, depth, self._number(1.0), self.address(right),
+                   a_step, left, b_step, self._number(more), self.address(out), max(out.strides[0], columns))
+
+    def _number(self, value: float) -> int:
+        """The bits of a value, at the beginning of a word."""
+        return int.from_bytes(struct.pack("<f" if self.size == 4 else "<d", value), "little")
+
+    # ---- the end
+
+    def finish(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> replay.Program:
+        """The program. It is called with the addresses of the inputs, then of the outputs."""
+        for a in outputs:
+            if not a.is_whole or any(a.memory is x.memory for x in inputs):
+                raise NotRecorded("a result that is part of something else")
+        end = len(self._steps)
+        places = {a.memory: (k, 0) for k, a in enumerate((*inputs, *outputs))}
+        own, size = len(places), 8 * (end + len(self._read))
+        places[self._behind] = own, 8 * end
+        words, moves = [], []
+        for at, word in enumerate((*self._steps, *self._read)):
+            if isinstance(word, Address):
+                if word.memory not in places:
+                    size += -size % LINE
+                    places[word.memory] = own, size
+                    size += word.memory.size
+                base, begin = places[word.memory]
+                moves += at, base
+                word = begin + word.offset
+            words.append(word)
+        return replay.Program(words, end, moves, size, self.size, self._held)
+
+
+def _letter(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
+    """How BLAS is told of a matrix that it sees turned over: a letter, and values from one column to the next."""
+    rows, columns = shape
+    if strides[1] == 1 or columns == 1:
+        return ord("N"), max(strides[0], columns)
+    if strides[0] == 1 or rows == 1:
+        return ord("T"), max(strides[1], rows)
+    raise NotRecorded("a matrix whose values do not lie side by side")
+
+
+@lru_cache(maxsize=64)
+def _ones(count: int, size: int) -> np.ndarray:
+    return np.ones(count, np.dtype(f"f{size}"))

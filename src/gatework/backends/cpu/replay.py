@@ -1,0 +1,137 @@
+"""Repeats a recorded walk through a kernel: one call of machine code that makes its steps one after the other.
+
+A program is an array of words: its steps, then the words that the functions they call read. An address in it counts
+from the beginning of some memory; each call copies the words, adds where the memory lies this time, and goes through
+the steps. So one program may run on several threads at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+from functools import cache
+
+from . import jit
+from .ir import Function, Module
+from .target import target
+from .threads import SIGNATURE, address_of
+
+# The steps. Each is its number, how many words it has, and these words:
+MULTIPLY = 0  # gemm of BLAS, then what it is called with, letters and numbers as they lie there
+RUN = 1       # a kernel, its arguments, the first row, rows, scratch of its own and of all
+TEAM = 2      # what starts a team, what its members run, their task, how many there are
+ZERO = 3      # where to, bytes from row to row; rows, bytes of a row
+COPY = 4      # where to and where from, each with the bytes from row to row; rows, bytes of a row
+ADD = 5       # the same; rows, values of a row
+
+_REPLAY = ["ptr %template", "i64 %words", "i64 %end", "ptr %moves", "i64 %moved", "ptr %bases", "ptr %memory"]
+_KINDS = [ctypes.c_void_p if a.startswith("ptr") else ctypes.c_int64 for a in _REPLAY]
+_REFERENCES = "ptr, " * 12 + "ptr, i64, i64"  # to all arguments, as Fortran has it, and the lengths of the two letters
+
+
+class Program:
+    """What a recorder has written down; `work` bytes of memory are its own during a call.
+
+    words: the steps, up to word `end`, and what they read; moves: pairs of a word and the memory that it points into.
+    """
+
+    def __init__(self, words: Sequence[int], end: int, moves: Sequence[int], work: int, size: int, held: object):
+        self.work, self._held = work, held
+        self._words, self._moves = array("q", words), array("q", moves)
+        self._replay = _function(size)
+        self._given = (address_of(self._words), len(words), end, address_of(self._moves), len(moves) // 2)
+
+    def run(self, addresses: list[int], work: int) -> None:
+        """Make all steps, with memory at these addresses, and `work` bytes, on a line of the cache, to work in."""
+        bases = array("q", addresses)
+        bases.append(work)
+        self._replay(*self._given, address_of(bases), work)
+
+
+@cache
+def _function(size: int):
+    return jit.load(text(size), target()).function("replay", *_KINDS)
+
+
+def text(size: int) -> str:
+    """The LLVM IR of `replay`, for values of 4 or 8 bytes."""
+    module = Module(target(), size)
+    module.declared["declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"] = None
+    module.declared["declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)"] = None
+    f = Function(module, "replay", _REPLAY, internal=False)
+    _copy(f, "%memory", "%template", f.integer("shl", "%words", 3))
+    with f.loop("0", "%moved") as k:
+        move = f.at("%moves", f.integer("shl", k, 4))
+        word = f.at("%memory", f.integer("shl", f.load_word(move, 0), 3))
+        base = f.load_word(f.at("%bases", f.integer("shl", f.load_word(move, 1), 3)), 0)
+        f.line(f"store i64 {f.integer('add', f.load_word(word, 0), base)}, ptr {word}")
+    counter = f.variable("i64", "0")
+    with f.while_below(counter, "%end") as now:
+        step = f.at("%memory", f.integer("shl", now, 3))
+        given = f.at(step, 16)
+        f.choose(f.load_word(step, 0), {
+            MULTIPLY: lambda: _multiply(f, given), RUN: lambda: _run(f, given), TEAM: lambda: _team(f, given),
+            ZERO: lambda: _zero(f, given), COPY: lambda: _copies(f, given), ADD: lambda: _add(f, given)})
+        f.line(f"store i64 {f.integer('add', now, f.load_word(step, 1))}, ptr {counter}")
+    f.finish()
+    return module.text()
+
+
+def _words(f: Function, given: str, kinds: str) -> list[str]:
+    """The words of a step: "p" for an address, "i" for a number."""
+    return [f.load_word(given, k, "ptr" if kind == "p" else "i64") for k, kind in enumerate(kinds)]
+
+
+def _copy(f: Function, to: str, source: str, count: str) -> None:
+    f.line(f"call void @llvm.memcpy.p0.p0.i64(ptr {to}, ptr {source}, i64 {count}, i1 false)")
+
+
+def _multiply(f: Function, given: str) -> None:
+    gemm = f.load_word(given, 0, "ptr")
+    # Matrices are addresses already, all else is handed over by its address.
+    handed = [f"ptr {f.load_word(given, k, 'ptr') if k in (7, 9, 12) else f.at(given, 8 * k)}" for k in range(1, 14)]
+    f.line(f"call void ({_REFERENCES}) {gemm}({', '.join(handed)}, i64 1, i64 1)")
+
+
+def _run(f: Function, given: str) -> None:
+    kernel, arguments, first, rows, tile, shared = _words(f, given, "ppiipp")
+    kinds = ", ".join(a.split()[0] for a in SIGNATURE)
+    f.line(f"call void ({kinds}) {kernel}(ptr {arguments}, i64 {first}, i64 {rows}, ptr {tile}, ptr {shared}, i64 0, "
+           "i64 1, ptr null)")
+
+
+def _team(f: Function, given: str) -> None:
+    start, member, task, count = _words(f, given, "pppi")
+    threads = f.value(f"trunc i64 {count} to i32")
+    f.line(f"call void (ptr, ptr, i32, i32) {start}(ptr {member}, ptr {task}, i32 {threads}, i32 0)")
+
+
+def _zero(f: Function, given: str) -> None:
+    to, stride, rows, count = _words(f, given, "piii")
+    with f.loop("0", rows) as row:
+        at = f.at(to, f.integer("mul", row, stride))
+        f.line(f"call void @llvm.memset.p0.i64(ptr {at}, i8 0, i64 {count}, i1 false)")
+
+
+def _copies(f: Function, given: str) -> None:
+    to, to_stride, source, stride, rows, count = _words(f, given, "pipiii")
+    with f.loop("0", rows) as row:
+        _copy(f, f.at(to, f.integer("mul", row, to_stride)), f.at(source, f.integer("mul", row, stride)), count)
+
+
+def _add(f: Function, given: str) -> None:
+    to, to_stride, source, stride, rows, count = _words(f, given, "pipiii")
+    m = f.module
+    whole = f.integer("and", count, -m.lanes)
+    with f.loop("0", rows) as row:
+        here, there = f.at(to, f.integer("mul", row, to_stride)), f.at(source, f.integer("mul", row, stride))
+        with f.loop("0", whole, m.lanes) as k:
+            at = f.integer("mul", k, m.size)
+            a, b = f.at(here, at), f.at(there, at)
+            f.store(f.arithmetic("fadd", f.load(a), f.load(b)), a)
+        with f.loop(whole, count) as k:
+            at = f.integer("mul", k, m.size)
+            a, b = f.at(here, at), f.at(there, at)
+            one, other = (f.value(f"load {m.scalar}, ptr {p}") for p in (a, b))
+            f.line(f"store {m.scalar} {f.value(f'fadd {m.scalar} {one}, {other}')}, ptr {a}")
