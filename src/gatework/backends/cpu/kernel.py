@@ -28,7 +28,7 @@ WORTH_A_THREAD = 1 << 19
 # Threads that own rows each read all panels in every step; beyond the second cache of a core, sharing the units and
 # meeting after every stage is faster, if there is enough to do in between.
 MOST_PANEL = 1 << 20
-WORTH_A_MEETING = 1 << 16
+WORTH_A_MEETING, WORTH_A_TILE = 1 << 16, 1 << 20
 # Bytes of input products that are made and used up before the next ones are made; in a product of fewer rows than these
 # packing the weights would weigh.
 AT_ONCE = 1 << 23
@@ -116,7 +116,7 @@ class Compiled:
         return (rows >= FULL * TILE_ROWS * -(-rows // TILE_ROWS)
                 and sum(widths) >= FULL * sum(map(in_tiles, widths)) * TILE_VALUES
                 and min(widths) >= LEAST_WIDTH
-                and (rows > TILE_ROWS or not together)
+                and (rows > TILE_ROWS or not together or not self._is_wide(batch))
                 and rows * self.rounded_values * self.size <= MOST_ROUNDED)
 
     def pack(self, xp, parameters: dict[str, Any]) -> Weights:
@@ -165,18 +165,23 @@ class Compiled:
         xp.give_back(scratch)
         return infinite is None or not infinite.value
 
+    def _is_wide(self, batch: Batch) -> bool:
+        """Whether the panels are more than a core's second cache holds beside the rest."""
+        most = MOST_PANEL * (2 if self.loop.parts == PARTS else 1)  # the same weights are larger in parts
+        return self.panel_values * self.size > most // (1 if batch.is_dense else 2)
+
     def _parts(self, batch: Batch, total: int, most: int) -> tuple[list[tuple[int, int]], bool]:
         """Rows for every thread, and whether the threads share the units of the same rows instead."""
         count = min(most, 1 + total * max(self.multiplications, 256) // WORTH_A_THREAD)
         if count == 1:
             return [(0, batch.rows)], False
         rows = total / batch.steps  # that a step has; a thread with few of them only waits for the panels
-        most_panel = MOST_PANEL * (2 if self.loop.parts == PARTS else 1)  # the same weights are larger in parts
-        if (self.shareable and threads.team() is not None
-                and (self.panel_values * self.size > most_panel // (1 if batch.is_dense else 2)
-                     or rows < 2 * count)
-                and rows * self.multiplications > count * WORTH_A_MEETING):
-            return [(0, batch.rows)] * count, True
+        if self.shareable and threads.team():
+            work, few = rows * self.multiplications / count, rows < 2 * count or self._is_wide(batch)
+            # A tile that all fill together is worth more than two that are half empty, but meeting weighs more there.
+            torn = self.loop.parts == PARTS and rows / count < FULL * TILE_ROWS <= rows
+            if (few and work > WORTH_A_MEETING) or (torn and work > WORTH_A_TILE):
+                return [(0, batch.rows)] * count, True
         return batch.parts(count), False
 
 
