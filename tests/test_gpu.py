@@ -74,6 +74,20 @@ def test_half_precision_stays_as_near_as_its_digits_allow():
     assert_close(made(example, False, "gpu", torch.float16), example.expected(), 8 * 2.0**-11)
 
 
+def test_autocast_hands_out_halves_and_states_and_gradients_of_the_parameters_dtype():
+    ours, reference = layers(LSTM, 4, 6)
+    x = torch.randn(3, 5, 4)
+    with torch.autocast("cpu", torch.float16):
+        output, (h, c) = ours(x)
+    assert (output.dtype, h.dtype, c.dtype) == (torch.float16, torch.float32, torch.float32)
+    gradients = torch.autograd.grad(output.float().square().sum(), list(ours.parameters()))
+    expected = torch.autograd.grad(reference(x.double())[0].square().sum(), list(reference.parameters()))
+    for found, right in zip(gradients, expected):
+        assert found.dtype == torch.float32
+        # halves have 11 digits, and sums of a few dozen of them are added up here
+        torch.testing.assert_close(found.double(), right, rtol=1e-2, atol=1e-2 * float(right.abs().max()))
+
+
 def test_the_state_of_half_precision_is_carried_in_float32():
     def count(x: Input, h: State, W: Matrix):
         return dict(h=h + W @ x)
@@ -130,11 +144,27 @@ def test_a_name_that_is_no_name_never_gets_into_the_source(name):
         gpu.triton_text(from_json(data), 20)
 
 
-def test_a_compiled_model_runs_it_between_its_graphs():
-    layer = GRU(4, 3, backend="gpu")
-    x = torch.randn(2, 1, 4)
-    with torch.no_grad():
-        assert torch.equal(torch.compile(layer, backend="eager")(x)[0], layer(x)[0])
+@pytest.mark.parametrize("options", [{}, {"checkpoint_every": 3}, {"bidirectional": True}], ids=str)
+def test_in_a_compiled_model_it_is_one_node_forward_and_backward(options):
+    torch.compiler.reset()
+    layer = GRU(4, 3, backend="gpu", **options)
+    graphs = []
+
+    def count(graph, examples):
+        graphs.append(sum("gatework.scan" in str(n.target) for n in graph.graph.nodes))
+        return graph
+
+    def gradients(layer, x):
+        output, h = layer(x, lengths=torch.tensor([4, 2]))
+        return [output, h, *torch.autograd.grad((output.sum() + h.square().sum()), [x, *weights])]
+
+    weights = list(layer.parameters())
+    for T in (5, 7):
+        x = torch.randn(T, 2, 4, requires_grad=True)
+        for backend in (count, "aot_eager"):
+            found = gradients(torch.compile(layer, backend=backend, fullgraph=True), x)
+            assert all(map(torch.equal, found, gradients(layer, x)))
+    assert graphs[0] == (2 if "bidirectional" in options else 1)
 
 
 def test_without_triton_the_line_to_type_is_given(monkeypatch):

@@ -21,6 +21,8 @@ from .functions import FUSED, eager, kernel_of, narrowed
 from .registered import registered_scan
 
 BACKENDS = ("auto", "cpu", "gpu", "reference")
+# Values of a state, of all rows, up to which vectors of float32 are faster than tiles of bfloat16. Measured.
+FEW_VALUES = 256
 
 
 def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor],
@@ -41,8 +43,9 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
 
     "auto" takes the fused kernels for float32 and float64 on the CPU, and for bfloat16 where it has a matrix unit for
     that, else the reference backend; "gpu" are Triton's kernels. Under autocast the outputs come in its dtype (but for
-    float64, which autocast leaves alone), and products are of bfloat16 if that is it and there is a matrix unit; states
-    keep the dtype of the parameters. Raises TypeError where dtypes or devices are mixed, ValueError where a backend was
+    float64, which autocast leaves alone), and products are of bfloat16 if that is it and there is a matrix unit, but
+    for a few rows; states keep the dtype of the parameters. "gpu" rounds all that it is given, as cuDNN does, and
+    carries float32. Raises TypeError where dtypes or devices are mixed, ValueError where a backend was
     asked for that cannot serve them, ModuleNotFoundError without Triton.
     """
     parameters = [reference.dense(f, p) for f, p in zip(cell.families.values(), parameters, strict=True)]
@@ -52,6 +55,10 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
         low = torch.get_autocast_dtype(like.device.type)
         short = low == torch.bfloat16 and dtype == torch.float32 and _multiplies_bfloat16(like, backend)
         with torch.autocast(like.device.type, enabled=False):
+            if backend == "gpu" and dtype == torch.float32:  # all is rounded but what is carried from step to step
+                rounded = [[t.to(low) for t in tensors] for tensors in (inputs, states, parameters)]
+                handed, last = _run(cell, *rounded, *options)
+                return handed, [s.to(dtype) for s in last]
             states = [s.to(dtype) for s in states]
             inputs = inputs if short else [x.to(dtype) for x in inputs]
             handed, last = (_short if short else _run)(cell, inputs, states, parameters, *options)
@@ -72,7 +79,8 @@ def _multiplies_bfloat16(like: Tensor, backend: str) -> bool:
 
 def _short(cell: Cell, inputs, states, parameters, reverse, backend, outputs, sizes, checkpoint_every):
     """Kernels that multiply bfloat16: what is the same for all steps, states and parameters are float32."""
-    if inputs[0].shape[:-1].numel() < TILE_ROWS:  # rounding would take longer than multiplying
+    if inputs[0].shape[:-1].numel() < TILE_ROWS or len(states[0]) == 1 or states[0].numel() <= FEW_VALUES:
+        # Tiles would be all but empty: rounding, and filling them, would take longer than vectors do.
         handed, last = _run(cell, [x.float() for x in inputs], states, parameters, reverse, backend, outputs, sizes,
                             checkpoint_every)
         return [y.bfloat16() for y in handed], last
@@ -84,17 +92,18 @@ def _short(cell: Cell, inputs, states, parameters, reverse, backend, outputs, si
 
 def _run(cell: Cell, inputs, states, parameters, reverse, backend, outputs, sizes, checkpoint_every):
     """All tensors are of one dtype."""
-    if backend == "gpu":
-        from .on_gpu import on_gpu  # only here: what keeps a compiler out takes a second to import
-
-        return on_gpu(cell, outputs, inputs, states, parameters, reverse, sizes, checkpoint_every)
-    if not _fused(inputs[0], backend):
+    on_gpu = backend == "gpu"
+    if on_gpu and torch._C._are_functorch_transforms_active():
+        raise ValueError('backend="gpu" cannot be transformed by torch.func (vmap, grad, jvp, ...); use '
+                         'backend="reference"')
+    if not on_gpu and not _fused(inputs[0], backend):
         return narrowed(cell, inputs, sizes, lambda xs, counts: reference.run(
             cell, xs, states, parameters, reverse, outputs, counts))
     if torch.compiler.is_compiling():
-        return registered_scan(cell, outputs, inputs, states, parameters, reverse, sizes, checkpoint_every)
+        return registered_scan(cell, outputs, inputs, states, parameters, reverse, sizes, checkpoint_every, on_gpu)
     return narrowed(cell, inputs, sizes, lambda xs, counts: eager(
-        kernel_of(cell, outputs, xs, states, parameters), xs, states, parameters, reverse, counts, checkpoint_every))
+        kernel_of(cell, outputs, xs, states, parameters, on_gpu), xs, states, parameters, reverse, counts,
+        checkpoint_every))
 
 
 def _fused(like: Tensor, backend: str) -> bool:

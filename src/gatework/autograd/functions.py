@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -58,8 +59,10 @@ def eager(kernel: Kernel, inputs, states, parameters, reverse, counts, checkpoin
 def kernel_of(cell: Cell, outputs: tuple[str, ...], inputs, states, parameters, on_gpu: bool = False,
               short: bool = False) -> Kernel:
     """The kernel for tensors of these shapes and of this dtype, for the CPU or as Triton makes them."""
+    if on_gpu:
+        _gpu().check(inputs[0])
     return kernel_of_shapes(cell, outputs, tuple(shapes_of(inputs, states, parameters)), parameters[0].dtype,
-                            None if on_gpu or inputs[0].is_cuda else target(), short)
+                            None if on_gpu else target(), short)
 
 
 def shapes_of(inputs, states, parameters) -> list[int]:
@@ -80,10 +83,18 @@ def kernel_of_shapes(cell: Cell, outputs: tuple[str, ...], shapes: tuple[int, ..
         if family.columns:
             sizes[family.columns] = next(left)
     if machine is None:
-        from ..backends import gpu  # only here: Triton is an extra
-
-        return gpu.kernel_for(cell, sizes, dtype, outputs)
+        return _gpu().kernel_for(cell, sizes, dtype, outputs)
     return cpu.kernel_for(cell, sizes, FUSED[dtype], outputs, short)
+
+
+def _gpu() -> ModuleType:
+    """The GPU's backend, imported when it is first asked for: Triton is an extra."""
+    try:
+        from ..backends import gpu
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f'backend="gpu" needs {error.name}; type:  pip install "gatework[gpu]"',
+                                  name=error.name) from error
+    return gpu
 
 
 class _Scan(torch.autograd.Function):

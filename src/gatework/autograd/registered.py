@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..backends.cpu.target import target
 from ..compiler import Cell
-from . import checkpoints
+from . import calls, checkpoints
 from .arrays import arrays_of
 from .calls import flat, parts_of
 from .functions import batch_of, kernel_of, kernel_of_shapes, narrowed, shapes_of
@@ -21,9 +21,9 @@ from .functions import batch_of, kernel_of, kernel_of_shapes, narrowed, shapes_o
 _cells: dict[str, Cell] = {}
 _library = torch.library.Library("gatework", "DEF")
 _library.define("scan(str cell, str outputs, Tensor[] inputs, Tensor[] states, Tensor[] parameters, bool reverse,"
-                " Tensor? sizes, SymInt every, bool train) -> Tensor[]")
+                " Tensor? sizes, SymInt every, bool on_gpu, bool train) -> Tensor[]")
 _library.define("scan_backward(str cell, str outputs, Tensor?[] gradients, Tensor[] tensors, Tensor[] kept,"
-                " bool reverse, Tensor? sizes, SymInt every, bool[] needs) -> Tensor[]")
+                " bool reverse, Tensor? sizes, SymInt every, bool on_gpu, bool[] needs) -> Tensor[]")
 
 
 def register(cell: Cell) -> Cell:
@@ -44,7 +44,7 @@ def _known(fingerprint: str) -> Cell:
 
 def registered_scan(cell: Cell, outputs: tuple[str, ...], inputs: Sequence[Tensor], states: Sequence[Tensor],
                     parameters: Sequence[Tensor], reverse: bool, sizes: Tensor | None,
-                    checkpoint_every: int | str | None):
+                    checkpoint_every: int | str | None, on_gpu: bool = False):
     """`scan` as one node; the cell has been registered when its layer was made."""
     every = 0  # steps between two checkpoints, 0 for none
     if checkpoint_every is not None:
@@ -52,41 +52,42 @@ def registered_scan(cell: Cell, outputs: tuple[str, ...], inputs: Sequence[Tenso
         every = checkpoints.distance(int(steps), int(len(states[0])), checkpoint_every)
         every = 0 if every >= steps else every
     made = torch.ops.gatework.scan(cell.fingerprint, ",".join(outputs), inputs, states, parameters, reverse, sizes,
-                                   every, torch.is_grad_enabled())
+                                   every, on_gpu, torch.is_grad_enabled())
     a, b = len(outputs), len(outputs) + len(states)
     return made[:a], made[a:b]
 
 
-@torch.library.impl("gatework::scan", "CPU", lib=_library)
-def _scan(name, outputs, inputs, states, parameters, reverse, sizes, every, train):
+@torch.library.impl("gatework::scan", "CompositeExplicitAutograd", lib=_library)
+def _scan(name, outputs, inputs, states, parameters, reverse, sizes, every, on_gpu, train):
     cell, names = _known(name), tuple(outputs.split(","))
     kept: list[Tensor] = []
     places = inputs[0].shape[:-1].numel()
 
     def run(xs, counts):
-        k = kernel_of(cell, names, xs, states, parameters)
+        k = kernel_of(cell, names, xs, states, parameters, on_gpu)
         batch = batch_of(xs[0], len(states[0]), counts)
-        given = [flat(x) for x in xs], states, parameters, reverse
         if train and every:
-            handed, last, starts = checkpoints.forward(k, arrays_of(k, xs[0]), batch, every, *given)
+            handed, last, starts = checkpoints.forward(k, arrays_of(k, xs[0]), batch, every, list(map(flat, xs)),
+                                                       states, parameters, reverse)
             kept.extend(starts)
         else:
-            handed, last, more = k.forward(arrays_of(k, xs[0]), batch, *given, train)
+            shape = xs[0].shape[:-1]
+            handed, last, more = calls.forward(k, batch, [*xs, *states, *parameters], shape, reverse, train)
             # Shapes must not depend on the sizes: as long as the sequences, if not all of it is in use.
             kept.extend(m if len(m) == places else torch.cat([m, m.new_zeros(places - len(m), m.shape[1])])
                         for m in more)
         return handed, last
 
     handed, last = narrowed(cell, inputs, sizes, run)
-    return [*(y.view(*inputs[0].shape[:-1], y.shape[1]) for y in handed), *last, *kept]
+    return [*(y.view(*inputs[0].shape[:-1], y.shape[-1]) for y in handed), *last, *kept]
 
 
 @torch.library.register_fake("gatework::scan", lib=_library)
-def _scan_shapes(name, outputs, inputs, states, parameters, reverse, sizes, every, train):
+def _scan_shapes(name, outputs, inputs, states, parameters, reverse, sizes, every, on_gpu, train):
     cell, names, x = _cells[name], tuple(outputs.split(",")), inputs[0]
     # The compiler may leave any size open: those of features are fixed here.
     shapes = tuple(map(int, shapes_of(inputs, states, parameters)))
-    k = kernel_of_shapes(cell, names, shapes, x.dtype, target())
+    k = kernel_of_shapes(cell, names, shapes, x.dtype, None if on_gpu else target())
     places = x.shape[0] * x.shape[1] if sizes is None else x.shape[0]  # numel() would fix both
     kept = []
     if train and every:
@@ -99,12 +100,12 @@ def _scan_shapes(name, outputs, inputs, states, parameters, reverse, sizes, ever
 
 
 def _context(ctx, inputs, output):
-    name, outputs, xs, states, parameters, reverse, sizes, every, _ = inputs
+    name, outputs, xs, states, parameters, reverse, sizes, every, on_gpu, _ = inputs
     handed = outputs.count(",") + 1
     ctx.of, ctx.reverse, ctx.counts = (name, outputs), reverse, (len(xs), len(states), len(parameters), handed)
     ctx.needs = [t.requires_grad for t in (*xs, *states, *parameters)]
     ctx.set_materialize_grads(False)
-    ctx.sizes, ctx.every = sizes, every
+    ctx.sizes, ctx.every, ctx.on_gpu = sizes, every, on_gpu
     ctx.save_for_backward(*xs, *states, *parameters, *output[:handed], *output[handed + len(states):])
 
 
@@ -112,16 +113,17 @@ def _gradient(ctx, gradients):
     a, b, c, handed = ctx.counts
     count, saved = a + b + c, ctx.saved_tensors
     made = iter(torch.ops.gatework.scan_backward(*ctx.of, list(gradients[:handed + b]), list(saved[:count]),
-                                                 list(saved[count:]), ctx.reverse, ctx.sizes, ctx.every, ctx.needs))
+                                                 list(saved[count:]), ctx.reverse, ctx.sizes, ctx.every, ctx.on_gpu,
+                                                 ctx.needs))
     given = [next(made) if need else None for need in ctx.needs]
-    return None, None, given[:a], given[a:a + b], given[a + b:], None, None, None, None
+    return None, None, given[:a], given[a:a + b], given[a + b:], *[None] * 5
 
 
 torch.library.register_autograd("gatework::scan", _gradient, setup_context=_context, lib=_library)
 
 
-@torch.library.impl("gatework::scan_backward", "CPU", lib=_library)
-def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, every, needs):
+@torch.library.impl("gatework::scan_backward", "CompositeExplicitAutograd", lib=_library)
+def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, every, on_gpu, needs):
     cell, names = _cells[name], tuple(outputs.split(","))
     inputs, states, parameters = parts_of(cell, tensors)
     counts = None if sizes is None else sizes.tolist()
@@ -130,16 +132,15 @@ def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, ever
     def used(ts):
         return [None if t is None else t.reshape(-1, t.shape[-1])[:batch.total] for t in ts]
 
-    upstream, last = gradients[:len(names)], gradients[len(names):]
+    upstream, last = used(gradients[:len(names)]), gradients[len(names):]
     xs = [x if e.op == "constant" else used([x])[0] for e, x in zip(cell.inputs.values(), inputs)]
-    kernel = kernel_of(cell, names, xs, states, parameters)
-    xp = arrays_of(kernel, xs[0])
+    kernel = kernel_of(cell, names, xs, states, parameters, on_gpu)
     if every:
-        made = checkpoints.backward(kernel, xp, batch, every, used(upstream), last, xs, states, parameters,
-                                    kept[len(names):], reverse, needs)
+        made = checkpoints.backward(kernel, arrays_of(kernel, xs[0]), batch, every, upstream, last, xs, states,
+                                    parameters, kept[len(names):], reverse, needs)
     else:
-        made = kernel.backward(xp, batch, used(upstream), last, xs, states, parameters, used(kept[:len(names)]),
-                               [k.clone() for k in used(kept[len(names):])], reverse, needs)
+        made = calls.backward(kernel, batch, upstream, last, [*xs, *states, *parameters], used(kept[:len(names)]),
+                              [k.clone() for k in used(kept[len(names):])], reverse, tuple(needs))
     whole = []
     for t, d in zip(tensors, made):
         if d is not None and d.numel() < t.numel():
@@ -149,5 +150,5 @@ def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, ever
 
 
 @torch.library.register_fake("gatework::scan_backward", lib=_library)
-def _scan_backward_shapes(name, outputs, gradients, tensors, kept, reverse, sizes, every, needs):
+def _scan_backward_shapes(name, outputs, gradients, tensors, kept, reverse, sizes, every, on_gpu, needs):
     return [t.new_empty(t.shape) for t, need in zip(tensors, needs) if need]

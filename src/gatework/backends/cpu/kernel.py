@@ -18,7 +18,8 @@ from .parts import PARTS
 from .shape import TILE_ROWS, TILE_VALUES, Panel, in_tiles, shape
 from .target import Target, target
 
-# Values of weights from which packing them takes longer than a call of BLAS that reads them as they are.
+# Values of weights from which packing them takes longer than a call of BLAS that reads them as they are, or than waking
+# another thread for a part of it.
 WORTH_A_CALL = 1 << 17
 # A matrix unit multiplies float32 faster than vectors do where operands are as wide as this, tiles are as full, and the
 # rows in parts stay in the second cache beside the weights.
@@ -28,7 +29,7 @@ WORTH_A_THREAD = 1 << 19
 # Threads that own rows each read all panels in every step; beyond the second cache of a core, sharing the units and
 # meeting after every stage is faster, if there is enough to do in between.
 MOST_PANEL = 1 << 20
-WORTH_A_MEETING, WORTH_A_TILE = 1 << 16, 1 << 20
+WORTH_A_MEETING, WORTH_A_TILE = 1 << 14, 1 << 20
 # Bytes of input products that are made and used up before the next ones are made; in a product of fewer rows than these
 # packing the weights would weigh.
 AT_ONCE = 1 << 23
@@ -130,8 +131,8 @@ class Compiled:
             words = [xp.address(parameters[n]) + offset for n, offset in p.table]
             words.append(_address(infinite))
             shares = [(0, p.blocks)]
-            if p.values >= WORTH_A_THREAD:
-                shares = share(p.blocks, min(xp.threads(), 1 + p.values // WORTH_A_THREAD))
+            if p.values >= WORTH_A_CALL:
+                shares = share(p.blocks, min(xp.threads(), 1 + p.values // WORTH_A_CALL))
             xp.run(p.function, words, [(*share, 0, address) for share in shares])
             addresses.append(address)
             address += p.values * self.size
