@@ -22,7 +22,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from groups import FLOAT32, OURS
+from groups import FLOAT32, OURS, RUNTIME
 from own_cell import leaky_memory
 from peers import EAGER
 from torch import Tensor
@@ -195,6 +195,11 @@ def onnx_runtime(cell: str, sizes: Sizes):
     return OnnxRuntime(layer_of(cell, sizes), data(sizes)[0].detach().numpy())
 
 
+def runtime(cell: str, sizes: Sizes):
+    from runtimes import Runtime
+    return Runtime(layer_of(cell, sizes), data(sizes)[0].detach().numpy())
+
+
 def openvino(cell: str, sizes: Sizes, precision: str = "f32"):
     from runtimes import OpenVino
     return OpenVino(layer_of(cell, sizes), data(sizes)[0].detach().numpy(), precision)
@@ -216,6 +221,7 @@ CASES: dict[str, dict[str, Callable]] = {
         "torch.nn without oneDNN": partial(without_onednn, partial(train, twin_of, "lstm")),
         "JAX scan": partial(jax_training, "lstm")},
     "inference": twins(infer, "lstm") | {
+        RUNTIME: partial(runtime, "lstm"),
         "torch.nn without oneDNN": partial(without_onednn, partial(infer, twin_of, "lstm")),
         "ONNX Runtime": partial(onnx_runtime, "lstm"), "OpenVINO": partial(openvino, "lstm"),
         "JAX scan": partial(jax_inference, "lstm")},

@@ -25,10 +25,13 @@ class Row:
     ratios: dict[str, float]
     best: float | None
     limit: Limit | None
+    ways: tuple[str, ...] = ()
 
     @property
     def ours(self) -> dict:
-        return self.measured[OURS]
+        """Our fastest way."""
+        return min((self.measured[name] for name in (OURS, *self.ways) if "median" in self.measured.get(name, {})),
+                   key=lambda one: one["median"])
 
     @property
     def share(self) -> float | None:
@@ -41,7 +44,7 @@ def rows(group: Group, measured: dict[str, dict], rates: dict | None) -> list[Ro
         for size, values in measured[case].items():
             ratios = group.ratios(values)
             shortest = limit(case, tuple(map(int, size.split(","))), rates) if rates else None
-            found.append(Row(case, size, values, ratios, group.worst(ratios), shortest))
+            found.append(Row(case, size, values, ratios, group.worst(ratios), shortest, group.ways))
     return found
 
 
@@ -60,13 +63,13 @@ def table(group: Group, lines: list[Row]) -> str:
     by_peer = means(group, lines)
     shown = [*by_peer, *(f"{name} is made in (s)" for name in by_peer if name == "torch.compile")]
     what = "speed over" if group.ratio == "speed" else "time over"
-    titles = ["cell", "T, B, I, H", f"gatework ({group.unit})", "share of the limit", f"{what} the best",
+    titles = ["cell", "T, B, I, H", *(f"{name} ({group.unit})" for name in (OURS, *group.ways)),
+              "share of the limit", f"{what} the best",
               *(f"(beside: {name})" if name in group.beside else name for name in shown)]
     text = [f"### {group.title}", "", f"| {' | '.join(titles)} |", f"|---|---|{'--:|' * (len(titles) - 2)}"]
     for line in lines:
-        scale, ours = SCALE[group.unit], line.ours
-        spread = (ours["upper_quartile"] - ours["lower_quartile"]) / 2 * scale
-        cells = [line.case, line.size.replace(",", ", "), with_spread(ours["median"] * scale, spread),
+        times = [with_spread(line.measured.get(name, {}), SCALE[group.unit]) for name in (OURS, *group.ways)]
+        cells = [line.case, line.size.replace(",", ", "), *times,
                  "" if line.share is None else f"{line.share:.0%}", number(line.best),
                  *(number(line.ratios.get(name)) for name in by_peer)]
         if "torch.compile" in by_peer:
@@ -74,14 +77,17 @@ def table(group: Group, lines: list[Row]) -> str:
             cells.append("" if seconds is None else f"{seconds:.0f}")
         text.append(f"| {' | '.join(cells)} |")
     shares = mean([line.share for line in lines if line.share is not None])
-    last = ["", "geometric mean", "", "" if shares is None else f"{shares:.0%}", f"**{number(mean(counted(lines)))}**",
-            *(number(by_peer.get(name)) for name in shown)]
+    last = ["", "geometric mean", *[""] * (1 + len(group.ways)), "" if shares is None else f"{shares:.0%}",
+            f"**{number(mean(counted(lines)))}**", *(number(by_peer.get(name)) for name in shown)]
     text.append(f"| {' | '.join(last)} |")
     return "\n".join([*text, *not_measured(group, lines)]) + "\n"
 
 
-def with_spread(value: float, spread: float) -> str:
-    """Three digits of the value, and the spread to the same place."""
+def with_spread(one: dict, scale: float) -> str:
+    """Three digits of the median, and half the distance of the quartiles to the same place."""
+    if "median" not in one:
+        return ""
+    value, spread = one["median"] * scale, (one["upper_quartile"] - one["lower_quartile"]) / 2 * scale
     places = max(0, 2 - math.floor(math.log10(value)))
     return f"{value:.{places}f} ± {spread:.{places}f}"
 
@@ -98,7 +104,7 @@ def not_measured(group: Group, lines: list[Row]) -> list[str]:
     """One line for every peer and reason, with the cells and sizes."""
     found: dict[tuple[str, str], list[str]] = {}
     for line in lines:
-        for name in (*group.peers, *group.beside):
+        for name in (*group.ways, *group.peers, *group.beside):
             if why := line.measured.get(name, {}).get("not_measured"):
                 found.setdefault((name, why), []).append(f"{line.case} ({line.size.replace(',', ', ')})")
     text = [f"- {name}: not measured: {why}: " + (
@@ -108,6 +114,7 @@ def not_measured(group: Group, lines: list[Row]) -> list[str]:
 
 def as_data(group: Group, lines: list[Row]) -> dict:
     return {"title": group.title, "ratio": group.ratio, "peers": group.peers, "beside": group.beside,
+            "ways": group.ways,
             "rows": [{"cell": line.case, "size": line.size, "ratios": line.ratios, "best": line.best,
                       "share": line.share, "limit": line.limit.name if line.limit else None} for line in lines],
             "geometric_means": means(group, lines), "geometric_mean": mean(counted(lines))}

@@ -1,13 +1,41 @@
-"""The peers that only run a trained model: ONNX Runtime and OpenVINO, with the LSTM node of a standard ONNX file."""
+"""What only runs a trained model: gatework.runtime, and ONNX Runtime and OpenVINO with the LSTM node of a standard ONNX
+file."""
 
 from __future__ import annotations
 
+import tempfile
 import time
 
 import numpy as np
 from machine import THREADS
 
 import gatework
+
+
+class Runtime:
+    """The saved layer, without torch: on one thread."""
+
+    def __init__(self, layer: gatework.nn.Recurrent, x: np.ndarray):
+        with tempfile.TemporaryDirectory() as folder:
+            gatework.nn.save(layer, folder)
+            self.model = gatework.runtime.load(folder)
+        self.x, self.state = x, self.model.initial_state(x.shape[1])
+
+    def results(self) -> list[np.ndarray]:
+        return [self.call()]
+
+    def call(self) -> np.ndarray:
+        if len(self.x) == 1:
+            return self.model.step(self.x[0], self.state)[0][None]
+        return self.model.run(self.x, self.state)[0]
+
+    def run(self, repetitions: int) -> list[float]:
+        seconds = []
+        for _ in range(repetitions):
+            start = time.perf_counter()
+            self.call()
+            seconds.append(time.perf_counter() - start)
+        return seconds
 
 
 class OnnxRuntime:

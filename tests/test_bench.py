@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +18,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import chart  # noqa: E402
 import contestants  # noqa: E402
 import turns  # noqa: E402
-from groups import CASES, CELLS, GROUPS, ONEDNN_OFF, OURS, Group, sizes_of  # noqa: E402
+from groups import CASES, CELLS, GROUPS, ONEDNN_OFF, OURS, RUNTIME, Group, sizes_of  # noqa: E402
 from limits import limit  # noqa: E402
 from report import as_data, goal_table, goals, rows, table  # noqa: E402
 from scaling import slope  # noqa: E402
@@ -64,6 +65,14 @@ def test_a_peer_with_wrong_results_is_not_timed_and_the_table_says_why(array):
 def test_where_nobody_agrees_with_gatework_nothing_is_timed(array, spoilt):
     with pytest.raises(turns.WrongResults, match="nobody agrees"):
         turns.prepare("lstm", SMALL, [Fake(OURS, spoilt(array)), Fake("a", array), Fake("b", array)])
+
+
+def test_another_way_of_our_own_is_nobody_who_agrees(array):
+    ours, wrong = [Fake(OURS, array), Fake(RUNTIME, array)], Fake("a", 1.1 * array)
+    with pytest.raises(turns.WrongResults, match="nobody agrees"):
+        turns.prepare("inference", SMALL, [*ours, wrong])
+    made = turns.prepare("inference", SMALL, [*ours, wrong, Fake("b", array)])
+    assert [name for name, one in made.items() if "not_measured" in one] == ["a"]
 
 
 def test_gatework_that_cannot_run_ends_the_run():
@@ -141,7 +150,7 @@ def test_without_a_compiler_torch_compile_says_so(monkeypatch):
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.title)
 def test_groups_name_contestants_that_there_are(group):
     known = {name for case in group.cases for name in CONTESTANTS[case]}
-    assert {*group.peers, *group.beside} <= known
+    assert {*group.peers, *group.beside, *group.ways} <= known
     assert all(OURS in CONTESTANTS[case] for case in group.cases)
     assert all(sizes_of(case, quick) for case in group.cases for quick in (False, True))
 
@@ -170,6 +179,16 @@ def test_ratios_are_over_the_best_peer_that_counts():
     assert (mean["value"], mean["reached"]) == (pytest.approx(4.0), True)
     assert (each["value"], each["reached"], each["where"]) == (2.0, False, "lstm (100, 1, 64, 64)")
     assert json.loads(json.dumps(data))["rows"][1]["best"] == 8.0
+
+
+def test_the_fastest_of_our_ways_is_ours_and_all_are_shown():
+    group = Group("Made up", ("lstm",), ("a",), each=3.0, mean=None, ways=("c",))
+    lines = rows(group, MADE_UP, RATES)
+    assert [line.best for line in lines] == [4.0, 16.0]
+    text = table(group, lines)
+    assert "| gatework (ms) | c (ms) | share of the limit |" in text
+    assert "| lstm | 100, 1, 64, 64 | 1000 ± 100 | 500 ± 50 | 0% | 4.00 | 4.00 |" in text
+    assert lines[0].share == pytest.approx(2 * rows(replace(group, ways=()), MADE_UP, RATES)[0].share)
 
 
 def test_ratios_of_time_take_the_slowest():

@@ -12,7 +12,7 @@ from .description import Description
 from .state import Layout, State
 
 AT_ONCE = 64  # steps of a chunk that run in one call: what a call costs is little beside them, and so is their memory
-MOST_IDLE = 16  # numbers of streams for which calls are kept ready
+MOST_IDLE = 16  # numbers of steps and streams for which calls are kept ready
 
 
 class Model:
@@ -44,7 +44,7 @@ class Model:
         if description.initial_state:
             initial = np.concatenate([tensors[f"initial_{name}"] for name in self.states])
         self._main, self._layout = main, Layout(columns, initial)
-        self._idle: dict[int, list[Call]] = {}  # calls of one step that nobody uses now, by their streams
+        self._idle: dict[tuple[int, int], list[Call]] = {}  # calls that nobody uses now, by their steps and streams
 
     def __repr__(self) -> str:
         return (f"Model({self.cell.name}, input_size={self.input_size}, output_size={self.output_size}, "
@@ -80,8 +80,8 @@ class Model:
             self._refuse("x", x, (streams, self.input_size))
         if inputs or self.inputs:
             self._check_further(inputs, (), (streams,) if x.ndim == 2 else ())
-        idle = self._idle.get(streams)
-        call = idle.pop() if idle else self._prepared(streams)
+        idle = self._idle.get((1, streams))
+        call = idle.pop() if idle else self._prepared(1, streams)
         np.copyto(call.inputs[self._main], x)
         for name in inputs:
             np.copyto(call.inputs[name], inputs[name])
@@ -89,7 +89,7 @@ class Model:
         call.run()
         output = call.output[0] if x.ndim == 2 else call.output[0, 0]
         result = output.copy(), State(self._layout, streams, call.states[0].copy())
-        self._idle.setdefault(streams, []).append(call)
+        self._idle.setdefault((1, streams), []).append(call)
         return result
 
     def run(self, x: np.ndarray, state: Mapping[str, np.ndarray],
@@ -107,26 +107,27 @@ class Model:
                 (x.shape[1:] != (streams, self.input_size) and (streams != 1 or x.shape[1:] != (self.input_size,)))):
             self._refuse("x", x, (max(1, steps), streams, self.input_size))
         self._check_further(inputs, (steps,), (streams,) if x.ndim == 3 else ())
-        values, call, given = state.memory, None, {self._main: x} | inputs
+        state, given = State(self._layout, streams, state.memory.copy()), {self._main: x} | inputs
         output = np.empty((steps, streams, self.output_size), self.dtype)
         for begin in range(0, steps, AT_ONCE):
             count = min(AT_ONCE, steps - begin)
-            if call is None or len(call.states) != count:
-                call = self._stack.prepare(count, streams)
+            idle = self._idle.get((count, streams))
+            call = idle.pop() if idle else self._prepared(count, streams)
             for name, a in given.items():
                 here = call.inputs[name]
                 np.copyto(here, a[begin:begin + count].reshape(here.shape) if here.ndim == 3 else a)
-            np.copyto(call.first, values)
+            np.copyto(call.first, state.memory)
             call.run()
             output[begin:begin + count] = call.output
-            values = call.states[-1]
-        return output.reshape(*x.shape[:-1], self.output_size), State(self._layout, streams, values.copy())
+            np.copyto(state.memory, call.states[-1])
+            self._idle.setdefault((count, streams), []).append(call)
+        return output.reshape(*x.shape[:-1], self.output_size), state
 
-    def _prepared(self, streams: int) -> Call:
-        """A call of one step. What was prepared for other numbers of streams is kept while these are few."""
+    def _prepared(self, steps: int, streams: int) -> Call:
+        """A call of so many steps. What was prepared for other numbers is kept while these are few."""
         if len(self._idle) >= MOST_IDLE:
             self._idle = {}
-        return self._stack.prepare(1, streams)
+        return self._stack.prepare(steps, streams)
 
     # ---- what does not fit
 
