@@ -224,7 +224,9 @@ class _Resident(Writer):
         after = [f"    {self.store(e, self.loop.reads[e], self.env[e], 'there')}" for e in carried]
         lines = [f"    {line}" for line in self.outside]
         text = "\n".join([f"def run({', '.join(names)}):", *head, *lines, *turn, *body, *after])
-        return f"import triton\nimport triton.language as tl\n\n\n{FUNCTIONS}\n\n@triton.jit\n{text}\n"
+        # One kernel for all T and B: Triton would make others where a number is 1 or a multiple of 16.
+        head = '@triton.jit(do_not_specialize=["turns", "first", "rows"])'
+        return f"import triton\nimport triton.language as tl\n\n\n{FUNCTIONS}\n\n{head}\n{text}\n"
 
     def _carried(self) -> list[Expr]:
         """Begin the variables that go from turn to turn; returns those whose last values belong in memory."""
