@@ -11,9 +11,10 @@ from examples import CELLS, Example
 
 import gatework
 from gatework import autograd
-from gatework.autograd import calls
+from gatework.autograd import blas, calls, dispatch
 from gatework.autograd.functions import kernel_of, kernel_of_shapes
-from gatework.backends.cpu.record import MOST_MULTIPLICATIONS, NotRecorded, Recorder
+from gatework.backends.cpu.record import MOST_MULTIPLICATIONS, NotRecorded, Recorder, ShortRecorder
+from gatework.backends.cpu.target import target
 
 CLOSE = dict(rtol=2e-6, atol=2e-6)  # sums in another order: some units in the last place
 
@@ -69,6 +70,65 @@ def test_the_third_call_gives_what_the_first_gave(cell, dtype, shape, reverse, t
     results(example, reverse)
     assert len(taken) == (1 if "constant" in {e.op for e in cell.inputs.values()} else 2)
     assert all(map(torch.equal, results(example, reverse), first))
+
+
+needs_unit = pytest.mark.skipif(not target().tiles, reason="this CPU has no matrix unit for bfloat16")
+# Not recorded are gradients of constants, and those of inputs that are sums: of bfloat16 there is no step that adds.
+WALKS_BACK = {c.name for c in CELLS if "constant" in {e.op for e in c.inputs.values()}} | {"means", "masked", "spans"}
+
+
+@needs_unit
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cell", CELLS, ids=lambda c: c.name)
+def test_under_autocast_the_third_call_gives_what_the_first_gave(cell, dtype, reverse, taken, monkeypatch):
+    monkeypatch.setattr(dispatch, "FEW_VALUES", 0)
+    example = Example(cell, 5, 7, 3, 18, torch.float32)
+    tensors = [t.clone().requires_grad_() for t in example.tensors]
+    (a, b), found = (len(example.inputs), len(example.inputs) + len(example.states)), []
+    for _ in range(3):
+        inputs = [x.detach().to(dtype).requires_grad_() for x in tensors[:a]]
+        with torch.autocast("cpu", torch.bfloat16):
+            (output,), last = autograd.scan(cell, inputs, tensors[a:b], tensors[b:], reverse)
+        gradients = torch.autograd.grad(output, [*inputs, *tensors[a:]], example.upstream[0].bfloat16())
+        found.append([output, *last, *gradients])
+    assert [y.dtype for y in found[0]] == [y.dtype for y in found[2]]
+    assert all(map(torch.equal, found[0], found[1]))
+    assert all(map(torch.equal, found[0], found[2]))
+    assert len(taken) == (2 if cell.name in WALKS_BACK else 4)
+
+
+@needs_unit
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 5, 3), (4, 1, 3), (4, 5, 1), (3, 0, 2), (7, 33, 65)])
+@pytest.mark.parametrize(("left", "right"), [("", ""), ("T", ""), ("", "T"), ("T", "T")])
+def test_small_products_of_bfloat16_are_added_up_in_float32(left, right, rows, depth, columns):
+    a = torch.randn((depth, rows) if left else (rows, depth)).bfloat16()
+    b = torch.randn((columns, depth) if right else (depth, columns)).bfloat16()
+    a, b = a.T if left else a, b.T if right else b
+    expected = a.double() @ b.double()
+    torch.testing.assert_close(blas.product(a, b).double(), expected, rtol=1e-5, atol=1e-5)
+    more = torch.randn(rows + 2, columns + 3)
+    into = more.clone()
+    blas.product(a, b, into[1:-1, 2:-1])
+    expected += more[1:-1, 2:-1]
+    torch.testing.assert_close(into[1:-1, 2:-1].double(), expected, rtol=1e-5, atol=1e-5)
+    into[1:-1, 2:-1] = more[1:-1, 2:-1]
+    assert torch.equal(into, more)
+
+
+@needs_unit
+@pytest.mark.parametrize("width", [1, 15, 16, 33])
+def test_rounding_is_that_of_torch(width):
+    a = torch.randn(5, 40)
+    a[0, 0], a[1, 0], a[2, 0] = float("inf"), float("nan"), 1 + 2**-8  # half way between two: to the even one
+    xp = ShortRecorder(1, blas.gemm(torch.float32), blas.gemm(torch.bfloat16))
+    given = xp.given(a.shape)
+    made = xp.output(given[1:4, :width])
+    out = torch.zeros(made.shape, dtype=torch.bfloat16)
+    program = xp.finish([given], [made])
+    work = torch.empty(program.work, dtype=torch.uint8)
+    program.run([a.data_ptr(), out.data_ptr()], work.data_ptr())
+    torch.testing.assert_close(out, a[1:4, :width].bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("needed", [{0}, {1}, {3}, {0, 4}, {1, 2, 5, 6}], ids=str)
@@ -221,7 +281,7 @@ def test_lengths_that_never_come_again_are_not_recorded_and_programs_do_not_pile
 
 
 def test_without_the_function_of_blas_torch_does_it_all(layer, taken, monkeypatch):
-    monkeypatch.setattr(calls, "_gemm", lambda dtype: None)
+    monkeypatch.setattr(blas, "gemm", lambda dtype: None)
     x = torch.randn(4, 3, 5)
     for _ in range(3):
         assert_close(gradients(layer, x), as_torch(layer, x))
@@ -234,12 +294,12 @@ def test_without_the_function_of_blas_torch_does_it_all(layer, taken, monkeypatc
 def repeat(write, arrays: list[np.ndarray]) -> np.ndarray:
     """What a program makes of arrays; `write` is given a recorder and their twins, and returns that of the result."""
     dtype = arrays[0].dtype
-    xp = Recorder(dtype.itemsize, 1, calls._gemm({4: torch.float32, 8: torch.float64}[dtype.itemsize]))
+    xp = Recorder(dtype.itemsize, 1, blas.gemm({4: torch.float32, 8: torch.float64}[dtype.itemsize]))
     given = [xp.given(a.shape) for a in arrays]
     made = write(xp, *given)
     program = xp.finish(given, [made])
     arrays, out = [np.ascontiguousarray(a) for a in arrays], np.full(made.shape, np.nan, dtype)
-    work = torch.empty(program.work + 64, dtype=torch.uint8)
+    work = torch.empty(program.work, dtype=torch.uint8)
     program.run([a.ctypes.data for a in (*arrays, out)], work.data_ptr())
     return out
 

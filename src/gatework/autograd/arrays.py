@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from ..backends.cpu import gemm
+from ..backends.cpu.record import MOST_MULTIPLICATIONS
 from ..backends.cpu.shape import TILE_ROWS
 from ..backends.cpu.target import target
 from ..backends.cpu.threads import launch
 from ..backends.cpu.turning import SQUARE, turn_over
 from ..backends.kernel import Kernel
-from . import lasting
-
-# Values of a sequence that torch adds up over the steps as fast as a product with ones does.
-SMALL = 1 << 19
+from . import blas, lasting
 
 
 class Torch:
@@ -121,25 +119,33 @@ class Short(Torch):
         return self.empty(*a.shape, short=a.dtype == torch.bfloat16).copy_(a)
 
     def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        a, b = a.bfloat16(), b.bfloat16()
+        if _is_small(a, b):
+            product = blas.product(a, b)
+            return product if out is None else out.copy_(product)
         if out is not None and out.dtype == torch.bfloat16:
-            return torch.matmul(a.bfloat16(), b.bfloat16(), out=out)
-        product = self._product(a.bfloat16(), b.bfloat16())
+            return torch.matmul(a, b, out=out)
+        product = self._product(a, b)
         return product.float() if out is None else out.copy_(product)
 
     def add_product(self, out: Tensor, a: Tensor, b: Tensor) -> None:
-        out.add_(self._product(a.bfloat16(), b.bfloat16()))
+        a, b = a.bfloat16(), b.bfloat16()
+        if _is_small(a, b) and out.stride(1) == 1 and out.dtype == torch.float32:
+            blas.product(a, b, out)
+        else:
+            out.add_(self._product(a, b))
 
     @staticmethod
     def _product(a: Tensor, b: Tensor) -> Tensor:
-        if b.dim() == 1:
-            return (b[None] @ a.T)[0]  # matrix times vector would be slower
         if a.stride(0) == 1 and b.shape[1] < a.shape[0]:
             # A product of many rows with many rows wants its left side turned over: the smaller of the two is.
             return turned(turned(b) @ a.T)
         return a @ b
 
     def sum_of_rows(self, a: Tensor) -> Tensor:
-        return a.sum(0, dtype=torch.float32) if a.numel() < SMALL else super().sum_of_rows(a)
+        if a.dtype == torch.float32:
+            return torch.matmul(a.new_ones(1, a.shape[0]), a)[0]
+        return super().sum_of_rows(a)
 
     def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
         return super().sum_by(a.float(), rows, count)
@@ -157,6 +163,12 @@ def turned(a: Tensor) -> Tensor:
     if whole_columns < columns:
         out[whole_columns:] = a[:, whole_columns:].T
     return out
+
+
+def _is_small(a: Tensor, b: Tensor) -> bool:
+    """Whether BLAS is faster than torch, which rounds what comes out, too."""
+    in_line = a.dim() == b.dim() == 2 and 1 in a.stride() and 1 in b.stride()
+    return in_line and a.shape[0] * b.numel() < MOST_MULTIPLICATIONS and blas.gemm(torch.bfloat16) is not None
 
 
 class Parts(Torch):

@@ -7,46 +7,52 @@ and what else programs do not have are left to torch.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from ..backends.batch import Batch
 from ..backends.cpu import threads
-from ..backends.cpu.record import NotRecorded, Recorder
+from ..backends.cpu.record import Array, NotRecorded, Recorder, ShortRecorder
 from ..backends.cpu.replay import Program
+from ..backends.cpu.shape import TILE_ROWS
 from ..backends.kernel import Kernel
 from ..compiler import Cell
-from . import lasting
+from . import blas, lasting
 from .arrays import arrays_of
 
 AT_ONCE = False  # record the first call already; lengths that never come again are not worth it
 MOST_PROGRAMS = 256  # of one kernel; then its next ones begin anew
 # Values that a call reads and writes, from which on nobody notices how it was called.
 MOST_VALUES = 1 << 23
-GEMM = {torch.float32: "sgemm_", torch.float64: "dgemm_"}
+
+
+_Result = tuple[tuple[int, ...], torch.dtype, tuple[int, ...] | None]
 
 
 @dataclass
 class _Recorded:
-    """A walk as a program, with the shapes of its results; the last few are `kept` until the backward pass."""
+    """A walk as a program, with its results: None, or the shape and dtype of their memory, and where that has a tail
+    the shape of what lies before it. The last few are `kept` until the backward pass."""
 
     program: Program
     batch: Batch  # the program points into it
-    shapes: list[tuple[int, ...] | None]
+    results: list[_Result | None]
     kept: int
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-        given = [t.contiguous() for t in tensors]
-        like, first = given[0], len(self.shapes) - self.kept
-        made: list[Tensor | None] = [None if shape is None else like.new_empty(shape) for shape in self.shapes[:first]]
-        for shape in self.shapes[first:]:
-            memory = lasting.take(shape, like.dtype)
-            made.append(like.new_empty(shape) if memory is None else memory)
+        given, first = [t.contiguous() for t in tensors], len(self.results) - self.kept
+        made: list[Tensor | None] = []
+        for number, result in enumerate(self.results):
+            if result is None:
+                made.append(None)
+                continue
+            shape, dtype, front = result
+            memory = lasting.take(shape, dtype) if number >= first else None
+            memory = torch.empty(shape, dtype=dtype) if memory is None else memory
+            made.append(memory if front is None else memory[:1 - TILE_ROWS].view(front))
         work = lasting.borrow(self.program.work)
         self.program.run([t.data_ptr() for t in (*given, *made) if t is not None], work.data_ptr())
         lasting.give_back(work)
@@ -65,7 +71,7 @@ def forward(kernel: Kernel, batch: Batch, tensors: Sequence[Tensor], shape: tupl
     def shapes(made):
         return [(*shape, y.shape[1]) for y in made[:handed]] + [t.shape for t in made[handed:]]
 
-    repeat = _repeated(kernel, batch, tensors, ("forward", reverse, train, shape), walk, shapes, handed + last)
+    repeat = _repeated(kernel, batch, tensors, ("forward", reverse, train, shape), walk, shapes, handed + last, 0)
     if repeat is None:
         made = walk(arrays_of(kernel, tensors[0]), tensors)
         for y in made[:handed]:
@@ -95,7 +101,7 @@ def backward(kernel: Kernel, batch: Batch, upstream: Sequence[Tensor | None], la
 
     given = [*(d for d in outside if d is not None), *tensors, *handed, *kept]
     repeat = _repeated(kernel, batch, given, ("backward", reverse, needs, there, tensors[0].dim()),
-                       walk, shapes, len(tensors))
+                       walk, shapes, len(tensors), len(kept))
     if repeat is not None:
         return repeat(given)
     return [None if d is None else d.view(t.shape)
@@ -114,12 +120,14 @@ def flat(t: Tensor) -> Tensor:
 
 
 def _repeated(kernel: Kernel, batch: Batch, given: Sequence[Tensor], what: tuple, walk: Callable, shapes: Callable,
-              first_kept: int) -> _Recorded | None:
+              first_kept: int, were_kept: int) -> _Recorded | None:
     """The program for this call; None where there is none, or where this is the first such call."""
-    if not kernel.on_cpu or kernel.short or not batch.is_dense:
+    if not kernel.on_cpu or not batch.is_dense:
         return None
     # A forked child has no team, so it is not to find the programs of its parent.
     key = (*what, batch.steps, batch.rows, torch.get_num_threads(), threads.team() is None)
+    if kernel.short:
+        key += tuple(t.dtype for t in given)
     if key not in kernel.programs:
         if len(kernel.programs) >= MOST_PROGRAMS:
             kernel.programs.clear()
@@ -128,33 +136,35 @@ def _repeated(kernel: Kernel, batch: Batch, given: Sequence[Tensor], what: tuple
             return None
     found = kernel.programs[key]
     if found is _WALKED:
-        found = kernel.programs[key] = _record(batch, given, walk, shapes, first_kept)
+        found = kernel.programs[key] = _record(kernel, batch, given, walk, shapes, first_kept, were_kept)
     return found
 
 
 _WALKED = object()  # stands for what has been done once, and not been recorded
 
 
-def _record(batch: Batch, given: Sequence[Tensor], walk: Callable, shapes: Callable, first_kept: int
-            ) -> _Recorded | None:
-    gemm = _gemm(given[0].dtype)
-    if gemm is None or sum(t.numel() for t in given) > MOST_VALUES:
+def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], walk: Callable, shapes: Callable, first_kept: int,
+            were_kept: int) -> _Recorded | None:
+    gemms = [blas.gemm(torch.float32 if kernel.short else given[0].dtype)]
+    gemms += [blas.gemm(torch.bfloat16)] * kernel.short
+    if None in gemms or sum(t.numel() for t in given) > MOST_VALUES:
         return None
-    xp = Recorder(given[0].dtype.itemsize, torch.get_num_threads(), gemm)
-    inputs = [xp.given(t.shape) for t in given]
+    count = torch.get_num_threads()
+    xp = ShortRecorder(count, *gemms) if kernel.short else Recorder(given[0].dtype.itemsize, count, *gemms)
+    short = [t.dtype == torch.bfloat16 for t in given]
+    inputs = [xp.given(t.shape, s, s and number >= len(given) - were_kept)
+              for number, (t, s) in enumerate(zip(given, short))]
     try:
         made = walk(xp, inputs)
         program = xp.finish(inputs, [a for a in made if a is not None])
     except NotRecorded:
         return None
-    return _Recorded(program, batch, shapes(made), len(made) - first_kept)
+    dtype = torch.float32 if kernel.short else given[0].dtype
+    results = [None if a is None else _result(a, tuple(shape), dtype) for a, shape in zip(made, shapes(made))]
+    return _Recorded(program, batch, results, len(made) - first_kept)
 
 
-@cache
-def _gemm(dtype: torch.dtype) -> int | None:
-    """The address of the function of BLAS that torch itself calls; None where it is not to be found."""
-    try:
-        function = getattr(ctypes.CDLL(torch._C.__file__), GEMM[dtype])
-    except (OSError, AttributeError):
-        return None
-    return ctypes.cast(function, ctypes.c_void_p).value
+def _result(a: Array, shape: tuple[int, ...], dtype: torch.dtype) -> _Result:
+    if a.tail:
+        return (a.shape[0] + TILE_ROWS - 1, *a.shape[1:]), torch.bfloat16, shape
+    return shape, torch.bfloat16 if a.short else dtype, None

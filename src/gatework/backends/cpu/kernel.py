@@ -125,7 +125,7 @@ class Compiled:
 
         The addresses are good as long as the array lives. It costs little beside the sequence.
         """
-        packed, infinite = xp.work(self.panel_values), xp.flag() if self.loop.parts else None
+        packed, infinite = xp.work(self.panel_values), xp.flag() if self.loop.parts == PARTS else None
         address, addresses = xp.address(packed), []
         for p in self.packings:
             words = [xp.address(parameters[n]) + offset for n, offset in p.table]

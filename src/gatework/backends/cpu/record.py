@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from . import replay, threads
+from .shape import TILE_ROWS
 
 LINE = 64  # bytes, at a multiple of which memory begins
 # From so many multiplications on, a product does not notice how it was called.
 MOST_MULTIPLICATIONS = 1 << 26
+BFLOAT16_ONE = 0x3F80
 
 
 class NotRecorded(Exception):
@@ -51,14 +53,20 @@ Word = int | Address
 
 
 class Array:
-    """An array without values. `offset` and strides count values."""
+    """An array without values. `offset` and strides count values; those of a `short` one are bfloat16, and with a
+    `tail` there is memory behind them, which the last tile of rows is read into."""
 
-    def __init__(self, of: Recorder, memory: Memory, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]):
+    def __init__(self, of: Recorder, memory: Memory, offset: int, shape: tuple[int, ...], strides: tuple[int, ...],
+                 short: bool = False, tail: bool = False):
         self.of, self.memory, self.offset, self.shape, self.strides = of, memory, offset, shape, strides
+        self.short, self.tail, self.size = short, tail, 2 if short else of.size
+
+    def _view(self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+        return Array(self.of, self.memory, offset, shape, strides, self.short)
 
     @property
     def T(self) -> Array:
-        return Array(self.of, self.memory, self.offset, self.shape[::-1], self.strides[::-1])
+        return self._view(self.offset, self.shape[::-1], self.strides[::-1])
 
     def __getitem__(self, at) -> Array:
         at = at if isinstance(at, tuple) else (at,)
@@ -68,11 +76,11 @@ class Array:
             raise NotRecorded("other parts than some in a row")
         spans = [range(n)[a] for n, a in zip(self.shape, at)] + [range(n) for n in self.shape[len(at):]]
         offset = self.offset + sum(span.start * stride for span, stride in zip(spans, self.strides) if len(span))
-        return Array(self.of, self.memory, offset, tuple(map(len, spans)), self.strides)
+        return self._view(offset, tuple(map(len, spans)), self.strides)
 
     def __setitem__(self, at, value: Array | float) -> None:
         if isinstance(value, Array):
-            self.of.step_by_row(replay.COPY, self[at], value)
+            self.of.step_by_row(replay.ROUND if self.short > value.short else replay.COPY, self[at], value)
         elif value == 0:
             self.of.step_by_row(replay.ZERO, self[at])
         else:
@@ -92,14 +100,14 @@ class Array:
             raise NotRecorded("values that do not lie side by side, in another shape")
         known = int(np.prod([n for n in shape if n >= 0]))
         shape = tuple(self.count // known if n < 0 else n for n in shape)
-        return Array(self.of, self.memory, self.offset, shape, _dense(shape))
+        return self._view(self.offset, shape, _dense(shape))
 
     def sum(self, axis: int) -> Array:
         raise NotRecorded("a sum over the steps of every row")
 
     @property
     def is_whole(self) -> bool:
-        return self.offset == 0 and self.is_dense and self.memory.size == self.count * self.of.size
+        return self.offset == 0 and self.is_dense and (self.tail or self.memory.size == self.count * self.size)
 
     @property
     def count(self) -> int:
@@ -125,10 +133,12 @@ class Recorder:
         self._behind = Memory(0)          # the steps: the memory of these words
         self._held: list[Any] = []        # what the words point to, for as long as the program lives
 
-    def given(self, shape: Sequence[int]) -> Array:
+    def given(self, shape: Sequence[int], short: bool = False, tail: bool = False) -> Array:
         """An array of the caller's, or new memory."""
         shape = tuple(shape)
-        return Array(self, Memory(int(np.prod(shape)) * self.size), 0, shape, _dense(shape))
+        whole = (shape[0] + TILE_ROWS - 1, *shape[1:]) if tail else shape
+        return Array(self, Memory(int(np.prod(whole)) * (2 if short else self.size)), 0, shape, _dense(shape), short,
+                     tail)
 
     # ---- what kernels ask for
 
@@ -156,7 +166,7 @@ class Recorder:
         return made
 
     def sum_of_rows(self, a: Array) -> Array:
-        made, ones = self.given(a.shape[1:]), _ones(a.shape[0], self.size)
+        made, ones = self.given(a.shape[1:]), _ones(a.shape[0], a.size)
         self._held.append(ones)
         row = Array(self, made.memory, 0, (1, *made.shape), (a.shape[1], 1))
         self._multiply(row, ones.ctypes.data, (1, a.shape[0]), (a.shape[0], 1), a, 0.0)
@@ -177,7 +187,7 @@ class Recorder:
         raise NotRecorded("a sum over the steps of every row")
 
     def address(self, a: Array) -> Address:
-        return Address(a.memory, a.offset * self.size)
+        return Address(a.memory, a.offset * a.size)
 
     def threads(self) -> int:
         return self._threads
@@ -213,13 +223,17 @@ class Recorder:
         sides = [to] if source is None else [to, source]
         if any(side.shape != to.shape for side in sides):
             raise NotRecorded(f"values of {[side.shape for side in sides]} in one step")
+        short = [side.short for side in sides]
+        alike = len({*short}) == 1 and (not to.short or kind in (replay.COPY, replay.ZERO))
+        if not (short == [True, False] if kind == replay.ROUND else alike):
+            raise NotRecorded("bfloat16 beside float32")
         if to.count == 0:
             return
         rows, width = (1, to.count) if all(side.is_dense for side in sides) else (to.shape[0], to.count // to.shape[0])
         if any(rows > 1 and side.strides[1:] != _dense(side.shape)[1:] for side in sides):
             raise NotRecorded("values that do not lie side by side")
-        where = [w for side in sides for w in (self.address(side), side.strides[0] * self.size)]
-        self._step(kind, *where, rows, width if kind == replay.ADD else width * self.size)
+        where = [w for side in sides for w in (self.address(side), side.strides[0] * side.size)]
+        self._step(kind, *where, rows, width if kind in (replay.ADD, replay.ROUND) else width * to.size)
 
     def _multiply(self, out: Array, left: Word, shape: tuple[int, ...], strides: tuple[int, ...], right: Array,
                   more: float) -> None:
@@ -235,10 +249,15 @@ class Recorder:
             return
         if out.strides[1] != 1 and columns > 1:
             raise NotRecorded("a result whose values do not lie side by side")
-        a, a_step = _letter(right.shape, right.strides)
-        b, b_step = _letter(shape, strides)
-        self._step(replay.MULTIPLY, self._gemm, a, b, columns, rows, depth, self._number(1.0), self.address(right),
-                   a_step, left, b_step, self._number(more), self.address(out), max(out.strides[0], columns))
+        a, a_step = letter(right.shape, right.strides)
+        b, b_step = letter(shape, strides)
+        self._step(replay.MULTIPLY, self._gemm_of(right), a, b, columns, rows, depth, self._number(1.0),
+                   self.address(right), a_step, left, b_step, self._number(more), self.address(out),
+                   max(out.strides[0], columns))
+
+    def _gemm_of(self, side: Array) -> int:
+        """The function for operands like this one."""
+        return self._gemm
 
     def _number(self, value: float) -> int:
         """The bits of a value, at the beginning of a word."""
@@ -269,7 +288,64 @@ class Recorder:
         return replay.Program(words, end, moves, size, self.size, self._held)
 
 
-def _letter(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
+class ShortRecorder(Recorder):
+    """The same for kernels that multiply bfloat16. `short_gemm` multiplies that and adds up in float32."""
+
+    def __init__(self, most_threads: int, gemm: int, short_gemm: int):
+        super().__init__(4, most_threads, gemm)
+        self._short_gemm = short_gemm
+
+    def empty(self, *shape: int, short: bool = False) -> Array:
+        return self.given(shape, short, tail=short)
+
+    lasting = empty
+
+    def operand(self, a: Array) -> Array:
+        if a.tail:
+            return a
+        made = self.empty(*a.shape, short=True)
+        made[...] = a
+        return made
+
+    def output(self, a: Array) -> Array:
+        made = self.given(a.shape, short=True)
+        made[...] = a
+        return made
+
+    def after_each_other(self, a: Array, b: Array) -> Array:
+        made = self.empty(a.shape[0] + b.shape[0], a.shape[1], short=True)
+        made[:a.shape[0]] = a
+        made[a.shape[0]:] = b
+        return made
+
+    def copy(self, a: Array) -> Array:
+        made = self.empty(*a.shape, short=a.short)
+        made[...] = a
+        return made
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        if out is None or not out.short:
+            return super().matmul(self._rounded(a), self._rounded(b), out)
+        out[...] = super().matmul(self._rounded(a), self._rounded(b))
+        return out
+
+    def add_product(self, out: Array, a: Array, b: Array) -> None:
+        if out.short:
+            raise NotRecorded("a sum of bfloat16")
+        super().add_product(out, self._rounded(a), self._rounded(b))
+
+    def _rounded(self, a: Array) -> Array:
+        if a.short:
+            return a
+        if a.strides[0] == 1 and not a.is_dense:  # a matrix turned over is rounded as it lies
+            return self._rounded(a.T).T
+        return self.output(a)
+
+    def _gemm_of(self, side: Array) -> int:
+        return self._short_gemm if side.short else self._gemm
+
+
+def letter(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
     """How BLAS is told of a matrix that it sees turned over: a letter, and values from one column to the next."""
     rows, columns = shape
     if strides[1] == 1 or columns == 1:
@@ -281,4 +357,4 @@ def _letter(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]
 
 @lru_cache(maxsize=64)
 def _ones(count: int, size: int) -> np.ndarray:
-    return np.ones(count, np.dtype(f"f{size}"))
+    return np.full(count, BFLOAT16_ONE, np.uint16) if size == 2 else np.ones(count, np.dtype(f"f{size}"))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 from . import jit
 from .ir import Function, Module
@@ -24,6 +24,7 @@ TEAM = 2      # what starts a team, what its members run, their task, how many t
 ZERO = 3      # where to, bytes from row to row; rows, bytes of a row
 COPY = 4      # where to and where from, each with the bytes from row to row; rows, bytes of a row
 ADD = 5       # the same; rows, values of a row
+ROUND = 6     # the same, from float32 to bfloat16
 
 _REPLAY = ["ptr %template", "i64 %words", "i64 %end", "ptr %moves", "i64 %moved", "ptr %bases", "ptr %memory"]
 _KINDS = [ctypes.c_void_p if a.startswith("ptr") else ctypes.c_int64 for a in _REPLAY]
@@ -70,9 +71,10 @@ def text(size: int) -> str:
     with f.while_below(counter, "%end") as now:
         step = f.at("%memory", f.integer("shl", now, 3))
         given = f.at(step, 16)
-        f.choose(f.load_word(step, 0), {
-            MULTIPLY: lambda: _multiply(f, given), RUN: lambda: _run(f, given), TEAM: lambda: _team(f, given),
-            ZERO: lambda: _zero(f, given), COPY: lambda: _copies(f, given), ADD: lambda: _add(f, given)})
+        steps = {MULTIPLY: _multiply, RUN: _run, TEAM: _team, ZERO: _zero, COPY: _copies, ADD: _add}
+        if size == 4 and target().tiles:  # only such machines have the instruction, and nobody else the need
+            steps[ROUND] = _round
+        f.choose(f.load_word(step, 0), {kind: partial(write, f, given) for kind, write in steps.items()})
         f.line(f"store i64 {f.integer('add', now, f.load_word(step, 1))}, ptr {counter}")
     f.finish()
     return module.text()
@@ -121,17 +123,25 @@ def _copies(f: Function, given: str) -> None:
 
 
 def _add(f: Function, given: str) -> None:
+    def add(here: str, there: str, valid: int | None) -> None:
+        f.store(f.arithmetic("fadd", f.load(here, valid), f.load(there, valid)), here, valid)
+
+    _by_vector(f, given, (f.module.size, f.module.size), add)
+
+
+def _round(f: Function, given: str) -> None:
+    def rounded(here: str, there: str, valid: int | None) -> None:
+        f.store_short(f.load(there, valid), here, valid)
+
+    _by_vector(f, given, (2, f.module.size), rounded)
+
+
+def _by_vector(f: Function, given: str, sizes: tuple[int, int], write: Callable[[str, str, int | None], None]) -> None:
+    """Go through the rows of two sides, with so many bytes to a value: by vectors, and one by one what is left."""
     to, to_stride, source, stride, rows, count = _words(f, given, "pipiii")
-    m = f.module
-    whole = f.integer("and", count, -m.lanes)
+    whole = f.integer("and", count, -f.module.lanes)
     with f.loop("0", rows) as row:
-        here, there = f.at(to, f.integer("mul", row, to_stride)), f.at(source, f.integer("mul", row, stride))
-        with f.loop("0", whole, m.lanes) as k:
-            at = f.integer("mul", k, m.size)
-            a, b = f.at(here, at), f.at(there, at)
-            f.store(f.arithmetic("fadd", f.load(a), f.load(b)), a)
-        with f.loop(whole, count) as k:
-            at = f.integer("mul", k, m.size)
-            a, b = f.at(here, at), f.at(there, at)
-            one, other = (f.value(f"load {m.scalar}, ptr {p}") for p in (a, b))
-            f.line(f"store {m.scalar} {f.value(f'fadd {m.scalar} {one}, {other}')}, ptr {a}")
+        sides = f.at(to, f.integer("mul", row, to_stride)), f.at(source, f.integer("mul", row, stride))
+        for start, end, step, valid in (("0", whole, f.module.lanes, None), (whole, count, "1", 1)):
+            with f.loop(start, end, step) as k:
+                write(*(f.at(side, f.integer("mul", k, size)) for side, size in zip(sides, sizes)), valid)
