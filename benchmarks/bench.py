@@ -28,8 +28,17 @@ def arguments() -> argparse.Namespace:
                         help=f"measure only this; can be repeated. One of {', '.join([*CASES, *CHECKS])}")
     parser.add_argument("--without", action="append", default=[], metavar="PEER",
                         help="leave out a peer, such as torch.compile, which takes most of the time; can be repeated")
+    parser.add_argument("--size", action="append", type=size, metavar="T,B,I,H",
+                        help="measure at this size instead of all; can be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement to this file")
     return parser.parse_args()
+
+
+def size(text: str) -> tuple[int, ...]:
+    given = tuple(map(int, text.split(",")))
+    if len(given) != 4 or min(given) < 1:
+        raise ValueError
+    return given
 
 
 class Report:
@@ -49,7 +58,7 @@ class Report:
               f"{rates['bfloat16_products'] / 1e9:.0f} in bfloat16; {rates['near_bytes'] / 1e9:.0f} GB/s from the "
               f"second caches, {rates['far_bytes'] / 1e9:.1f} from beyond them.\n", flush=True)
 
-    def measure_groups(self, wanted: list[str], quick: bool, without: set[str]) -> None:
+    def measure_groups(self, wanted: list[str], quick: bool, without: set[str], sizes: list[tuple] | None) -> None:
         """Measure and print group by group."""
         from contestants import CASES as PLAIN
         from sequences import SEQUENCES
@@ -59,7 +68,8 @@ class Report:
                 names = [name for name in contestants[case] if name not in without]
                 # What a contestant that was ended had started, a compiler, may still write there for a moment.
                 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                    measured[case] = measure(case, names, sizes_of(case, quick), 0.15 if quick else 0.6, Path(folder))
+                    measured[case] = measure(case, names, sizes or sizes_of(case, quick), 0.15 if quick else 0.6,
+                                             Path(folder))
                 self.write()
             if lines := rows(group, measured, self.data["rates"]):
                 print(table(group, lines), flush=True)
@@ -94,7 +104,7 @@ def main() -> None:
     report = Report(machine, options.json)
     try:
         report.measure_rates()
-        report.measure_groups(wanted, options.quick, without)
+        report.measure_groups(wanted, options.quick, without, options.size)
         report.measure_startup(wanted, options.quick)
     except WrongResults as wrong:
         sys.exit(str(wrong))

@@ -280,6 +280,15 @@ def test_lengths_that_never_come_again_are_not_recorded_and_programs_do_not_pile
         assert taken
 
 
+@pytest.mark.parametrize("bound", ["MOST_VALUES", "MOST_WORK"])
+def test_large_calls_are_left_to_torch(layer, taken, monkeypatch, bound):
+    monkeypatch.setattr(calls, bound, 1000)
+    x = torch.randn(9, 3, 5)
+    for _ in range(3):
+        assert_close(gradients(layer, x), as_torch(layer, x))
+    assert not taken
+
+
 def test_without_the_function_of_blas_torch_does_it_all(layer, taken, monkeypatch):
     monkeypatch.setattr(blas, "gemm", lambda dtype: None)
     x = torch.randn(4, 3, 5)

@@ -25,9 +25,9 @@ from .arrays import arrays_of
 
 AT_ONCE = False  # record the first call already; lengths that never come again are not worth it
 MOST_PROGRAMS = 256  # of one kernel; then its next ones begin anew
-# Values that a call reads and writes, from which on nobody notices how it was called.
-MOST_VALUES = 1 << 23
-
+# Values that a call reads and writes, from which on nobody notices how it was called, and bytes that it may work in:
+# they are held from then on.
+MOST_VALUES, MOST_WORK = 1 << 23, 1 << 25
 
 _Result = tuple[tuple[int, ...], torch.dtype, tuple[int, ...] | None]
 
@@ -158,6 +158,8 @@ def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], walk: Callabl
         made = walk(xp, inputs)
         program = xp.finish(inputs, [a for a in made if a is not None])
     except NotRecorded:
+        return None
+    if program.work > MOST_WORK:
         return None
     dtype = torch.float32 if kernel.short else given[0].dtype
     results = [None if a is None else _result(a, tuple(shape), dtype) for a, shape in zip(made, shapes(made))]
