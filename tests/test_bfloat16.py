@@ -289,7 +289,7 @@ def test_kernels_of_another_dtype_say_what_they_serve():
 
 
 @needs_unit
-@pytest.mark.parametrize("sizes", [(17, 1, 32, 32), (4, 5, 64, 64)], ids=str)
+@pytest.mark.parametrize("sizes", [(9, 2, 32, 32), (4, 5, 64, 64)], ids=str)
 def test_nothing_is_read_behind_the_end_of_the_input(sizes):
     T, B, I, H = sizes  # noqa: E741
     page, libc = mmap.PAGESIZE, ctypes.CDLL(None)
@@ -298,7 +298,8 @@ def test_nothing_is_read_behind_the_end_of_the_input(sizes):
     assert libc.mprotect(ctypes.c_void_p(start + 3 * page), ctypes.c_size_t(page), 0) == 0  # nobody may read there
     x = torch.frombuffer(memory, dtype=torch.bfloat16, count=T * B * I, offset=3 * page - 2 * T * B * I).view(T, B, I)
     layer = LSTM(I, H).bfloat16()
-    assert torch.equal(layer(x)[0], layer(x.clone())[0])
+    expected = layer(x.clone())[0]
+    assert all(torch.equal(layer(x)[0], expected) for _ in range(3))  # through torch, and recorded
 
 
 @needs_unit
