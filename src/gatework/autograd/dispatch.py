@@ -21,8 +21,6 @@ from .functions import FUSED, eager, kernel_of, narrowed
 from .registered import registered_scan
 
 BACKENDS = ("auto", "cpu", "gpu", "reference")
-# Values of a state, of all rows, up to which vectors of float32 are faster than tiles of bfloat16. Measured.
-FEW_VALUES = 256
 
 
 def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor],
@@ -43,10 +41,10 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
 
     "auto" takes the fused kernels for float32 and float64 on the CPU, and for bfloat16 where it has a matrix unit for
     that, else the reference backend; "gpu" are Triton's kernels. Under autocast the outputs come in its dtype (but for
-    float64, which autocast leaves alone), and products are of bfloat16 if that is it and there is a matrix unit, but
-    for a few rows; states keep the dtype of the parameters. "gpu" rounds all that it is given, as cuDNN does, and
-    carries float32. Raises TypeError where dtypes or devices are mixed, ValueError where a backend was
-    asked for that cannot serve them, ModuleNotFoundError without Triton.
+    float64, which autocast leaves alone), and products are of bfloat16 if that is it and there is a matrix unit; states
+    keep the dtype of the parameters. "gpu" rounds all that it is given, as cuDNN does, and carries float32. Raises
+    TypeError where dtypes or devices are mixed, ValueError where a backend was asked for that cannot serve them,
+    ModuleNotFoundError without Triton.
     """
     parameters = [reference.dense(f, p) for f, p in zip(cell.families.values(), parameters, strict=True)]
     options = reverse, backend, outputs or (cell.output,), sizes, checkpoint_every
@@ -79,8 +77,7 @@ def _multiplies_bfloat16(like: Tensor, backend: str) -> bool:
 
 def _short(cell: Cell, inputs, states, parameters, reverse, backend, outputs, sizes, checkpoint_every):
     """Kernels that multiply bfloat16: what is the same for all steps, states and parameters are float32."""
-    if inputs[0].shape[:-1].numel() < TILE_ROWS or len(states[0]) == 1 or states[0].numel() <= FEW_VALUES:
-        # Tiles would be all but empty: rounding, and filling them, would take longer than vectors do.
+    if inputs[0].shape[:-1].numel() < TILE_ROWS:  # rounding would take longer than multiplying
         handed, last = _run(cell, [x.float() for x in inputs], states, parameters, reverse, backend, outputs, sizes,
                             checkpoint_every)
         return [y.bfloat16() for y in handed], last
