@@ -167,7 +167,7 @@ def turned(a: Tensor) -> Tensor:
 
 def _is_small(a: Tensor, b: Tensor) -> bool:
     """Whether BLAS is faster than torch, which rounds what comes out, too."""
-    in_line = a.dim() == b.dim() == 2 and 1 in a.stride() and 1 in b.stride()
+    in_line = a.dim() == b.dim() == 2 and all(1 in x.stride() and 0 not in x.stride() for x in (a, b))
     return in_line and a.shape[0] * b.numel() < MOST_MULTIPLICATIONS and blas.gemm(torch.bfloat16) is not None
 
 
