@@ -15,6 +15,7 @@ from torch import Tensor
 from ..backends.batch import Batch
 from ..backends.kernel import Kernel
 from ..compiler import Cell
+from . import calls
 
 # Rows in a stretch, at the least, where the distance is not said: shorter products do not fill the machine.
 LEAST_ROWS = 1024
@@ -27,25 +28,25 @@ def distance(steps: int, rows: int, every: int | str | None) -> int:
     return max(isqrt(steps), -(-LEAST_ROWS // rows)) if every == "auto" else every
 
 
-def forward(kernel: Kernel, xp, batch: Batch, every: int, inputs: Sequence[Tensor], states: Sequence[Tensor],
+def forward(kernel: Kernel, batch: Batch, every: int, inputs: Sequence[Tensor], states: Sequence[Tensor],
             parameters: Sequence[Tensor], reverse: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Outputs, last states, and for each state the first values of every stretch, [stretches, B, size]."""
     spans = _spans(batch, every)
     handed: list[Tensor] = []
-    starts = [xp.empty(len(spans), *s.shape) for s in states]
+    starts = [s.new_empty(len(spans), *s.shape) for s in states]
     for number in reversed(range(len(spans))) if reverse else range(len(spans)):
         span = spans[number]
         for start, s in zip(starts, states):
             start[number] = s
-        pieces, states, _ = kernel.forward(xp, batch.slice(*span), _stretch(kernel.cell, batch, span, inputs), states,
-                                           parameters, reverse, False)
+        part, xs = batch.slice(*span), _stretch(kernel.cell, batch, span, inputs)
+        pieces, states, _ = calls.forward(kernel, part, [*xs, *states, *parameters], (part.total,), reverse, False)
         handed = handed or [y.new_empty(batch.total, y.shape[1]) for y in pieces]
         for whole, piece in zip(handed, pieces):
             whole[_places(batch, span)] = piece
     return handed, states, starts
 
 
-def backward(kernel: Kernel, xp, batch: Batch, every: int, upstream: Sequence[Tensor | None],
+def backward(kernel: Kernel, batch: Batch, every: int, upstream: Sequence[Tensor | None],
              last: Sequence[Tensor | None], inputs: Sequence[Tensor], states: Sequence[Tensor],
              parameters: Sequence[Tensor], starts: Sequence[Tensor], reverse: bool,
              needs: Sequence[bool]) -> list[Tensor | None]:
@@ -60,9 +61,10 @@ def backward(kernel: Kernel, xp, batch: Batch, every: int, upstream: Sequence[Te
         span = spans[number]
         part, places = batch.slice(*span), _places(batch, span)
         first, xs = [s[number] for s in starts], _stretch(cell, batch, span, inputs)
-        handed, _, kept = kernel.forward(xp, part, xs, first, parameters, reverse, True)
-        made = kernel.backward(xp, part, [None if d is None else d[places] for d in upstream], last, xs, first,
-                               parameters, handed, kept, reverse, [*needs[:a], *[True] * (b - a), *needs[b:]])
+        tensors = [*xs, *first, *parameters]
+        handed, _, kept = calls.forward(kernel, part, tensors, (part.total,), reverse, True)
+        made = calls.backward(kernel, part, [None if d is None else d[places] for d in upstream], last, tensors, handed,
+                              kept, reverse, (*needs[:a], *[True] * (b - a), *needs[b:]))
         last = made[a:b]
         for k, d in enumerate(made):
             if d is None or a <= k < b:

@@ -146,8 +146,7 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, kernel: Kernel, batch: Batch, reverse: bool, every: int, *tensors: Tensor):
-        handed, last, starts = checkpoints.forward(kernel, arrays_of(kernel, tensors[0]), batch, every,
-                                                   *parts_of(kernel.cell, tensors), reverse)
+        handed, last, starts = checkpoints.forward(kernel, batch, every, *parts_of(kernel.cell, tensors), reverse)
         ctx.of = kernel, batch, reverse, every
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *starts)
@@ -161,5 +160,5 @@ class _Checkpointed(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *[None] * 4, *_differentiable(kernel, batch, reverse, tensors, gradients, needs)
         return *[None] * 4, *checkpoints.backward(
-            kernel, arrays_of(kernel, tensors[0]), batch, every, gradients[:outputs], gradients[outputs:],
-            *parts_of(kernel.cell, tensors), starts, reverse, needs)
+            kernel, batch, every, gradients[:outputs], gradients[outputs:], *parts_of(kernel.cell, tensors), starts,
+            reverse, needs)

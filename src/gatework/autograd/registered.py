@@ -14,7 +14,6 @@ from torch import Tensor
 from ..backends.cpu.target import target
 from ..compiler import Cell
 from . import calls, checkpoints
-from .arrays import arrays_of
 from .calls import flat, parts_of
 from .functions import batch_of, kernel_of, kernel_of_shapes, narrowed, shapes_of
 
@@ -67,8 +66,8 @@ def _scan(name, outputs, inputs, states, parameters, reverse, sizes, every, on_g
         k = kernel_of(cell, names, xs, states, parameters, on_gpu)
         batch = batch_of(xs[0], len(states[0]), counts)
         if train and every:
-            handed, last, starts = checkpoints.forward(k, arrays_of(k, xs[0]), batch, every, list(map(flat, xs)),
-                                                       states, parameters, reverse)
+            handed, last, starts = checkpoints.forward(k, batch, every, list(map(flat, xs)), states, parameters,
+                                                       reverse)
             kept.extend(starts)
         else:
             shape = xs[0].shape[:-1]
@@ -136,8 +135,8 @@ def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, ever
     xs = [x if e.op == "constant" else used([x])[0] for e, x in zip(cell.inputs.values(), inputs)]
     kernel = kernel_of(cell, names, xs, states, parameters, on_gpu)
     if every:
-        made = checkpoints.backward(kernel, arrays_of(kernel, xs[0]), batch, every, upstream, last, xs, states,
-                                    parameters, kept[len(names):], reverse, needs)
+        made = checkpoints.backward(kernel, batch, every, upstream, last, xs, states, parameters,
+                                    kept[len(names):], reverse, needs)
     else:
         made = calls.backward(kernel, batch, upstream, last, [*xs, *states, *parameters], used(kept[:len(names)]),
                               [k.clone() for k in used(kept[len(names):])], reverse, tuple(needs))
