@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import dropout
 
 import gatework
+from gatework.autograd import calls
 from gatework.compiler import Bias, Constant, Input, Matrix, State, Vector, sigmoid, tanh
 
 OURS = {"LSTM": gatework.nn.LSTM, "GRU": gatework.nn.GRU, "RNN": gatework.nn.RNN}
@@ -14,6 +15,13 @@ THEIRS = {"LSTM": torch.nn.LSTM, "GRU": torch.nn.GRU, "RNN": torch.nn.RNN}
 # float32: relative to the largest value. Sums of up to a few hundred products, each rounded to 6e-8, and a sigmoid and
 # tanh within 2e-7, carried over a dozen steps: a few 1e-6 are expected, a wrong term would be 1e-2 or more.
 BOUND = {torch.float64: 1e-10, torch.float32: 2e-5}
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["walked", "recorded"])
+def calls_of_both_kinds(request, monkeypatch):
+    """Without it nearly all calls would be the first ones with their shapes, which are not recorded."""
+    monkeypatch.setattr(calls, "AT_ONCE", request.param)
+
 
 CASES = {
     "plain": ("LSTM GRU RNN", (7, 3, 5, 33), {}, {}),

@@ -1,7 +1,7 @@
 """float32 on a matrix unit of bfloat16, in three parts: as exact as float32, and what has no parts."""
 
 import copy
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -68,17 +68,13 @@ def test_a_large_product_of_values_with_gaps_is_right(side):
 def test_large_products_of_several_threads_at_once_are_the_same():
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(700, 650, generator=g), torch.randn(650, 640, generator=g)
-    wanted, wrong = arrays.Parts(a).matmul(a, b), []
+    wanted = arrays.Parts(a).matmul(a, b)
 
-    def multiply() -> None:
-        wrong.extend(k for k in range(20) if not torch.equal(arrays.Parts(a).matmul(a, b), wanted))
+    def multiply(_) -> bool:
+        return all(torch.equal(arrays.Parts(a).matmul(a, b), wanted) for _ in range(20))
 
-    threads = [threading.Thread(target=multiply) for _ in range(3)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not wrong
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(multiply, range(3)))
 
 
 @needs_unit

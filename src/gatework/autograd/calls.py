@@ -23,7 +23,7 @@ from ..compiler import Cell
 from . import blas, lasting
 from .arrays import arrays_of
 
-AT_ONCE = False  # record the first call already; lengths that never come again are not worth it
+AT_ONCE = False  # record the first call already, as tests do; a length that never comes again is not worth it
 MOST_PROGRAMS = 256  # of one kernel; then its next ones begin anew
 # Values that a call reads and writes, from which on nobody notices how it was called, and bytes that it may work in:
 # they are held from then on.
