@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 # Read when Triton is first imported: its programs run in Python, without a GPU.
@@ -10,6 +11,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
+
+# Once JAX has started, a process warns whenever it forks, and tests fork: whatever would import JAX fails here, and
+# what needs it has a process of its own (`test_convert_flax.py`).
+sys.modules["jax"] = None
 
 GOLDEN = Path(__file__).parent / "golden"
 
