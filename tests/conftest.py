@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -12,9 +14,21 @@ os.environ["TRITON_INTERPRET"] = "1"
 import pytest
 import torch
 
-# Once JAX has started, a process warns whenever it forks, and tests fork: whatever would import JAX fails here, and
-# what needs it has a process of its own (`test_convert_flax.py`).
-sys.modules["jax"] = None
+
+class WithoutJax(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Once JAX has started, a process warns whenever it forks, and tests fork: what would import it fails here.
+
+    Tests that need it have a process of their own (`test_convert_flax.py`).
+    """
+
+    def find_spec(self, name, path, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == "jax" else None
+
+    def exec_module(self, module):
+        raise ImportError("JAX would start in a process of the tests that may fork; see tests/conftest.py")
+
+
+sys.meta_path.insert(0, WithoutJax())
 
 GOLDEN = Path(__file__).parent / "golden"
 
