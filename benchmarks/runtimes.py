@@ -13,12 +13,12 @@ import gatework
 
 
 class Runtime:
-    """The saved layer, without torch: on one thread."""
+    """The saved layer, without torch."""
 
-    def __init__(self, layer: gatework.nn.Recurrent, x: np.ndarray):
+    def __init__(self, layer: gatework.nn.Recurrent, x: np.ndarray, weights: str | None):
         with tempfile.TemporaryDirectory() as folder:
             gatework.nn.save(layer, folder)
-            self.model = gatework.runtime.load(folder)
+            self.model = gatework.runtime.load(folder, threads=THREADS, weights=weights)
         self.x, self.state = x, self.model.initial_state(x.shape[1])
 
     def results(self) -> list[np.ndarray]:

@@ -18,14 +18,24 @@ from .folder import FolderError
 from .model import Model
 from .state import State
 
+MOST_THREADS = 256
+
 __all__ = ["FolderError", "Model", "State", "load"]
 
 
-def load(folder: str | os.PathLike) -> Model:
+def load(folder: str | os.PathLike, *, threads: int = 1, weights: str | None = None) -> Model:
     """Read a layer that `gatework.nn.save` wrote, as a model for single steps. Runs nothing that the folder brings.
 
+    threads: how many may work on one call, if it is large enough (from H 128 on for a single stream). All but the
+    caller's wait awake for about a millisecond after each call, and take part in those that follow at once: more than
+    one shortens the wait for a result, and costs more time of processors. The bits are the same.
+
+    weights: "bfloat16" rounds the matrices of a float32 layer to three digits, and so halves the memory that a step
+    reads: from H 256 on, where few streams wait for weights more than for arithmetic, it takes up to half the time.
+    States, vectors and sums stay float32. None takes the weights as they were saved.
+
     Raises FolderError, naming the file and what to do, for a folder that is not whole or holds together badly, and
-    ValueError for a bidirectional layer or weights other than float32 and float64.
+    ValueError for a bidirectional layer, weights other than float32 and float64, or a number of threads that is none.
 
     >>> import gatework, numpy, tempfile
     >>> folder = tempfile.mkdtemp()
@@ -36,7 +46,11 @@ def load(folder: str | os.PathLike) -> Model:
     >>> y.shape, list(state)
     ((3, 16), ['h_l0', 'c_l0', 'h_l1', 'c_l1'])
     """
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"threads must be a whole number from 1 to {MOST_THREADS}; {threads!r} was given")
     folder = Path(folder)
+    if weights not in (None, "bfloat16"):
+        raise ValueError(f'weights must be None, as they were saved, or "bfloat16"; {weights!r} was given')
     description, digest = Description.read(folder)
     if description.bidirectional:
         raise ValueError(f"{folder} holds a bidirectional layer, which reads the sequence from both ends, so it cannot "
@@ -44,4 +58,7 @@ def load(folder: str | os.PathLike) -> Model:
     if description.dtype not in ("float32", "float64"):
         raise ValueError(f"{folder} holds weights of {description.dtype}; the runtime computes in float32 or float64. "
                          "Convert the layer before it is saved: layer.float()")
-    return Model(description, description.tensors(folder, digest, "numpy"))
+    if weights and description.dtype != "float32":
+        raise ValueError(f'weights="bfloat16" needs a layer of float32, {folder} holds one of {description.dtype}; '
+                         "leave out weights=, or convert the layer before it is saved: layer.float()")
+    return Model(description, description.tensors(folder, digest, "numpy"), threads, weights == "bfloat16")

@@ -16,7 +16,7 @@ MOST_IDLE = 16  # numbers of steps and streams for which calls are kept ready
 
 
 class Model:
-    """Layers that run step by step, as `gatework.runtime.load` reads them; in evaluation mode, on one thread.
+    """Layers that run step by step, as `gatework.runtime.load` reads them; in evaluation mode.
 
     The bits of a result do not depend on how a sequence is cut into steps and chunks, nor on the streams beside one.
     One model may be used by several threads at once. Attributes:
@@ -25,13 +25,14 @@ class Model:
         inputs: names and sizes of further inputs; states: names and sizes of the states.
     """
 
-    def __init__(self, description: Description, tensors: Mapping[str, np.ndarray]):
+    def __init__(self, description: Description, tensors: Mapping[str, np.ndarray], threads: int = 1,
+                 short_weights: bool = False):
         cell = self.cell = description.evaluation_cell
         self.num_layers, self.input_size = description.num_layers, description.sizes["I"]
         suffixes = description.suffixes()
         self._stack = Stack(cell, [description.layer_sizes(k) for k in range(self.num_layers)],
                             [[tensors[name + suffix] for name in description.parameters.values()]
-                             for suffix in suffixes])
+                             for suffix in suffixes], threads, short_weights)
         self.dtype = self._stack.dtype
         main, *further = cell.inputs
         self.inputs = {name: self._stack.inputs[name] for name in further}

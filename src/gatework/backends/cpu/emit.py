@@ -26,6 +26,7 @@ from .panels import (
     calls_next_block,
     inner_name,
     operand_width,
+    vector_bytes,
     write_inner_products,
     write_packing,
 )
@@ -219,8 +220,8 @@ class _Kernel(Memory):
 
     def _multiply(self, step: Tiled, panel: Panel, block: str, blocks: str, row: str, rows: str, after: str,
                   half: str) -> None:
-        f, size = self.f, self.m.size
-        across = len(panel.slots) * step.vectors * self.m.lanes * size
+        f = self.f
+        across = len(panel.slots) * step.vectors * vector_bytes(self.m, panel)
         start = f.at(self.panels[panel.name], f.integer("mul", block, panel.length * across))
         lines = ahead_lines(self.m, step, panel) * LINE
         if calls_next_block(self.m, step, panel):

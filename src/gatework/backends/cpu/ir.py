@@ -213,6 +213,13 @@ class Function:
         wide = self.value(f"shl {m.integers} {self.value(f'zext {kind} {bits} to {m.integers}')}, splat (i32 16)")
         return self.value(f"bitcast {m.integers} {wide} to {m.vector}")
 
+    def half(self, pairs: str, upper: bool) -> str:
+        """Of pairs of bfloat16 the lower or the upper ones."""
+        m = self.module
+        bits = self.value(f"and {m.integers} {pairs}, splat (i32 -65536)" if upper else
+                          f"shl {m.integers} {pairs}, splat (i32 16)")
+        return self.value(f"bitcast {m.integers} {bits} to {m.vector}")
+
     def load_spread_short(self, pointer: str) -> str:
         word = self.value(f"zext i16 {self.value(f'load i16, ptr {pointer}, align 2')} to i32")
         return self.spread(self.value(f"bitcast i32 {self.value(f'shl i32 {word}, 16')} to float"))

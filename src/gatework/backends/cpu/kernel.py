@@ -6,6 +6,8 @@ import ctypes
 from functools import cache, cached_property, partial
 from typing import Any
 
+import numpy as np
+
 from ...compiler import Cell, Scan, split
 from ...compiler.scan import with_before
 from .. import kernel
@@ -13,7 +15,7 @@ from ..batch import Batch, share
 from ..plan import Loop
 from . import jit, threads, tiles
 from .emit import emit, splits_units, tile_values
-from .panels import block_count, panel_values
+from .panels import block_count, panel_values, shortened
 from .parts import PARTS
 from .shape import TILE_ROWS, TILE_VALUES, Panel, in_tiles, shape
 from .target import Target, target
@@ -77,9 +79,10 @@ class Loops:
 class Compiled:
     """One loop as machine code, which is made when it first runs."""
 
-    def __init__(self, loop: Loop, machine: Target, size: int, cell: Cell, parts: int = 0):
+    def __init__(self, loop: Loop, machine: Target, size: int, cell: Cell, parts: int = 0,
+                 short_weights: bool = False):
         lanes = machine.lanes(size)
-        loop = shape(loop, machine, lanes, parts)
+        loop = shape(loop, machine, lanes, parts, short_weights)
         self.loop, self.machine, self.size, self.cell = loop, machine, size, cell
         values = partial(tiles.panel_values, loop.parts) if loop.parts else panel_values
         self.panels = [(panel, block_count(step, lanes), values(step, panel, lanes))
@@ -137,6 +140,16 @@ class Compiled:
             addresses.append(address)
             address += p.values * self.size
         return packed, addresses, infinite
+
+    def shortened(self, packed: np.ndarray) -> np.ndarray:
+        """Packed panels of float32 as bfloat16, one after the other; for `short_weights`."""
+        lanes, begin, made = self.machine.lanes(self.size), 0, []
+        for step in self.loop.passes:
+            for panel in step.panels:
+                end = begin + panel_values(step, panel, lanes)
+                made.append(shortened(packed[begin:end], len(panel.slots) * step.vectors, lanes))
+                begin = end
+        return np.concatenate(made)
 
     def release(self, xp, weights: Weights) -> None:
         xp.give_back(weights[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ...compiler.expr import Expr
 from ..plan import Place
 from .ir import Function, Module
@@ -24,16 +26,38 @@ def panel_values(step: Tiled, panel: Panel, lanes: int) -> int:
     return block_count(step, lanes) * panel.length * len(panel.slots) * step.vectors * lanes
 
 
+def vector_bytes(module: Module, panel: Panel) -> int:
+    """Bytes that one vector of weights takes in a panel."""
+    return module.lanes * (2 if panel.short else module.size)
+
+
+def shortened(values: np.ndarray, across: int, lanes: int) -> np.ndarray:
+    """The values of a panel, whose rows are so many vectors, rounded to bfloat16: the nearest, of two as near the even
+    one.
+
+    Two vectors lie in the memory of one, the first in the lower halves of its values, the second in the upper ones:
+    one load, and one operation each, widens both. A last odd one lies by itself.
+    """
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    odd = bits >> 16 & 1
+    upper = (bits + odd + 0x7FFF) >> 16
+    quiet = bits >> 16 | 0x40  # what is no number must not be carried over into an infinity
+    short = np.where(np.isnan(values), quiet, upper).astype(np.uint16).reshape(-1, across, lanes)
+    even = across // 2 * 2
+    pairs = short[:, :even].reshape(len(short), -1, 2, lanes).swapaxes(2, 3).reshape(len(short), -1)
+    return np.concatenate([pairs, short[:, even:].reshape(len(short), -1)], axis=1).reshape(-1)
+
+
 def calls_next_block(module: Module, step: Tiled, panel: Panel) -> bool:
     """Whether inner products call for the next block of the panel (from the third cache), or for what comes soon."""
-    return panel.length * len(panel.slots) * step.vectors * module.target.bits // 8 <= MOST_NEXT
+    return panel.length * len(panel.slots) * step.vectors * vector_bytes(module, panel) <= MOST_NEXT
 
 
 def ahead_lines(module: Module, step: Tiled, panel: Panel) -> int:
     """Lines that one step of an inner product calls for."""
     if calls_next_block(module, step, panel):
         return FAR
-    return len(panel.slots) * step.vectors * module.target.bits // 8 // LINE or 1
+    return len(panel.slots) * step.vectors * vector_bytes(module, panel) // LINE or 1
 
 
 def write_inner_products(module: Module, loop: Shaped, step: Tiled, panel: Panel) -> None:
@@ -51,7 +75,8 @@ def operand_width(loop: Shaped, source: Place | Expr) -> int:
 def inner_name(module: Module, step: Tiled, panel: Panel, rows: int, blocks: int, stride: int) -> str:
     """Named by all that its code depends on: panels of one shape share it."""
     slots = "".join(f"{slot}{'b' if begun else ''}_" for slot, begun in zip(panel.slots, panel.begun))
-    marks = ["m" * (len(panel.runs) > 1), "o" * _is_odd(panel), "f" * calls_next_block(module, step, panel)]
+    marks = ["m" * (len(panel.runs) > 1), "o" * _is_odd(panel), "f" * calls_next_block(module, step, panel),
+             "s" * panel.short]
     length = f"_{panel.length}" if blocks > 1 else ""
     return (f"dot_{slots}of{len(step.stage.products)}x{step.vectors}_{rows}of{step.rows}x{blocks}_{stride}{length}"
             f"_{''.join(marks)}")
@@ -70,7 +95,8 @@ def _write_inner_product(module: Module, step: Tiled, panel: Panel, rows: int, b
     f = Function(module, name,
                  ["ptr %operand", "ptr %panel", "i64 %length", "i1 %more", "ptr %acc", "ptr %ahead"], separate=True)
     vector, across = module.lanes * module.size, len(panel.slots) * step.vectors
-    block_stride = panel.length * across * vector
+    row = across * vector_bytes(module, panel)
+    block_stride = panel.length * row
     where = {}  # (block, row, column of the panel row) -> offset of its accumulator
     for b in range(blocks):
         for r in range(rows):
@@ -90,7 +116,8 @@ def _write_inner_product(module: Module, step: Tiled, panel: Panel, rows: int, b
 
     def turn(k: str) -> None:
         a = f.at("%operand", f.integer("mul", k, module.size))
-        p = f.at("%panel", f.integer("mul", k, across * vector))
+        p = f.at("%panel", f.integer("mul", k, row))
+        pairs: dict[tuple[int, int], str] = {}
         columns = [(b, j) for b in range(blocks) for j in range(across)]
         lines = ahead_lines(module, step, panel)
         for line in range(lines):
@@ -101,7 +128,14 @@ def _write_inner_product(module: Module, step: Tiled, panel: Panel, rows: int, b
             return f.load_spread(f.at(a, r * stride * module.size))
 
         def column(b: int, j: int) -> str:
-            return f.load(f.at(p, b * block_stride + j * vector))
+            if not panel.short:
+                return f.load(f.at(p, b * block_stride + j * vector))
+            here = f.at(p, b * block_stride + j // 2 * vector)
+            if j == across - 1 and across % 2:
+                return f.load_short(here)
+            if (b, j // 2) not in pairs:
+                pairs[b, j // 2] = f.value(f"load {module.integers}, ptr {here}, align 2")
+            return f.half(pairs[b, j // 2], upper=j % 2 == 1)
 
         def add(row: str, panel_row: str, key: tuple[int, int, int]) -> None:
             old = f.value(f"load {module.vector}, ptr {acc[key]}")

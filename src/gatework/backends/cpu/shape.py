@@ -35,6 +35,7 @@ class Panel:
     begun: tuple[bool, ...]  # per slot: whether an earlier panel of the stage has left a sum there
     runs: tuple[Run, ...]
     pieces: tuple[tuple[int, tuple[tuple[str, str, str], ...]], ...]
+    short: bool = False      # holds bfloat16, though it is multiplied as float32
 
     @property
     def length(self) -> int:
@@ -75,8 +76,11 @@ class Shaped(Loop):
         return [p for s in self.passes for p in s.panels]
 
 
-def shape(loop: Loop, target: Target, lanes: int, parts: int = 0) -> Shaped:
-    """Choose tiles and panels for a machine with vectors of so many values, or for its matrix unit."""
+def shape(loop: Loop, target: Target, lanes: int, parts: int = 0, short_weights: bool = False) -> Shaped:
+    """Choose tiles and panels for a machine with vectors of so many values, or for its matrix unit.
+
+    `short_weights`: panels hold bfloat16 that vectors multiply as float32.
+    """
     parts = parts or int(loop.short)
     loop = Shaped(**vars(loop) | dict(passes=[Tiled(**vars(step)) for step in loop.passes]), parts=parts)
     for number, step in enumerate(loop.passes):
@@ -88,6 +92,7 @@ def shape(loop: Loop, target: Target, lanes: int, parts: int = 0) -> Shaped:
             else:
                 _set_rows(step, target, lanes, chunk)
             _panels(loop, step, number, across)
+            step.panels = [replace(p, short=short_weights) for p in step.panels]
     return loop
 
 

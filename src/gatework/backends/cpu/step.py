@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 
@@ -17,44 +17,16 @@ from ...compiler import Cell, Family, split
 from ...compiler.scan import with_before
 from ..batch import Batch
 from ..plan import Forward, plan_forward
-from . import jit
 from .arrays import Numpy
 from .kernel import Compiled
 from .target import Target, target
+from .task import Task
 
 LINE = 64  # bytes: vectors of a kernel never straddle two cache lines where memory begins at one
 
-# The layers of a stack, each over all steps before the next one. Words of a task: rows, layers, then per layer: kernel,
-# arguments, scratch of its own, scratch of all.
-_STACK = """
-define void @stack(ptr %task) nounwind {
-entry:
-  %rows = load i64, ptr %task
-  %p1 = getelementptr i64, ptr %task, i64 1
-  %layers = load i64, ptr %p1
-  br label %head
-head:
-  %k = phi i64 [0, %entry], [%next, %body]
-  %more = icmp slt i64 %k, %layers
-  br i1 %more, label %body, label %done
-body:
-  %four = mul i64 %k, 4
-  %at = add i64 %four, 2
-  %a = getelementptr i64, ptr %task, i64 %at
-  %kernel = load ptr, ptr %a
-  %b = getelementptr i64, ptr %a, i64 1
-  %arguments = load ptr, ptr %b
-  %c = getelementptr i64, ptr %a, i64 2
-  %tile = load ptr, ptr %c
-  %d = getelementptr i64, ptr %a, i64 3
-  %shared = load ptr, ptr %d
-  call void %kernel(ptr %arguments, i64 0, i64 %rows, ptr %tile, ptr %shared, i64 0, i64 1, ptr null)
-  %next = add i64 %k, 1
-  br label %head
-done:
-  ret void
-}
-"""
+# Multiplications of a call from which on handing a share of them to another thread pays, and of each of its steps,
+# after which they meet.
+WORTH_A_HELPER, WORTH_A_MEETING = 1 << 18, 1 << 16
 
 
 class _Aligned(Numpy):
@@ -87,23 +59,29 @@ def dense(family: Family, stacked: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _compiled(cell: Cell, sizes: tuple[tuple[str, int], ...], bytes_per_value: int,
-              machine: Target) -> tuple[Forward, Compiled]:
+def _compiled(cell: Cell, sizes: tuple[tuple[str, int], ...], bytes_per_value: int, machine: Target,
+              short_weights: bool) -> tuple[Forward, Compiled]:
     """The loop of a cell that hands out all its states, with its input products inside."""
     scan = split(cell, tuple(cell.states))
     plan = plan_forward(with_before(scan), dict(sizes), False, machine.lanes(bytes_per_value))
-    return plan, Compiled(plan.loop, machine, bytes_per_value, cell)
+    return plan, Compiled(plan.loop, machine, bytes_per_value, cell, short_weights=short_weights)
 
 
 class _Layer:
     """One layer as machine code, with its packed weights."""
 
-    def __init__(self, cell: Cell, sizes: Mapping[str, int], parameters: Sequence[np.ndarray]):
+    def __init__(self, cell: Cell, sizes: Mapping[str, int], parameters: Sequence[np.ndarray], short_weights: bool):
         xp = _Aligned(parameters[0])
         self.cell, self.sizes = cell, sizes
-        self.plan, self.compiled = _compiled(cell, tuple(sorted(sizes.items())), xp.dtype.itemsize, target())
+        self.plan, self.compiled = _compiled(cell, tuple(sorted(sizes.items())), xp.dtype.itemsize, target(),
+                                             short_weights)
         self.given = {f.name: dense(f, p) for f, p in zip(cell.families.values(), parameters, strict=True)}
         self.packed, self.panels, _ = self.compiled.pack(xp, self.given)
+        if short_weights:
+            short = _Aligned(np.empty(0, np.uint16)).empty(len(self.packed))
+            short[:] = self.compiled.shortened(self.packed)
+            begin = self.packed.ctypes.data
+            self.packed, self.panels = short, [short.ctypes.data + (at - begin) // 2 for at in self.panels]
         self.widths = {s: sizes[e.dims[0]] for s, e in cell.states.items()}
 
     def arguments(self, batch: Batch, places: Mapping[str, tuple[int, int, int]]) -> ctypes.Array:
@@ -121,17 +99,17 @@ class Stack:
 
     sizes: for every layer the sizes of its cell; parameters: for every layer one stacked array per family, all of one
     dtype, float32 or float64. `inputs` maps every input to its size, `states` lists (layer, state, size): in this order
-    they follow each other in memory, [rows, size] each.
+    they follow each other in memory, [rows, size] each. `threads`: how many may work on one call, with the same bits.
+    `short_weights`: round matrices (of float32) to bfloat16, for half the memory; all else is as precise as before.
     """
 
-    def __init__(self, cell: Cell, sizes: Sequence[Mapping[str, int]], parameters: Sequence[Sequence[np.ndarray]]):
-        self.cell, self.dtype = cell, parameters[0][0].dtype
-        self.layers = [_Layer(cell, *layer) for layer in zip(sizes, parameters, strict=True)]
+    def __init__(self, cell: Cell, sizes: Sequence[Mapping[str, int]], parameters: Sequence[Sequence[np.ndarray]],
+                 threads: int = 1, short_weights: bool = False):
+        self.cell, self.dtype, self.threads = cell, parameters[0][0].dtype, threads
+        self.layers = [_Layer(cell, *layer, short_weights) for layer in zip(sizes, parameters, strict=True)]
         self.inputs = {n: sizes[0][e.dims[0]] if e.dims else 1 for n, e in cell.inputs.items()}
         self.states = [(k, s, n) for k, layer in enumerate(self.layers) for s, n in layer.widths.items()]
         self.width = sum(n for _, _, n in self.states)  # values of all states of one row
-        self._code = jit.load(_STACK, target())
-        self._run = self._code.function("stack", ctypes.c_void_p)
 
     def prepare(self, steps: int, rows: int) -> Call:
         return Call(self, steps, rows)
@@ -152,14 +130,18 @@ class Call:
         self._batch = Batch.dense(steps, rows)
         self._arguments = [layer.arguments(self._batch, places)
                            for layer, places in zip(stack.layers, self._places(stack, rows))]
-        loops = [layer.plan.loop.scratch_row * rows for layer in stack.layers]
-        self._shared, self._tile = xp.empty(max(loops)), xp.empty(max(a.compiled.tile_values for a in stack.layers))
-        words = [rows, len(stack.layers)]
-        for layer, arguments in zip(stack.layers, self._arguments):
-            words += (layer.compiled.code.address("run"), ctypes.addressof(arguments), self._tile.ctypes.data,
-                      self._shared.ctypes.data)
-        self._task = (ctypes.c_int64 * len(words))(*words)
-        self.run = partial(stack._run, ctypes.addressof(self._task))
+        shared = max(layer.plan.loop.scratch_row * rows for layer in stack.layers)
+        tile = max(layer.compiled.tile_values for layer in stack.layers)
+        tile += -tile % (LINE // stack.dtype.itemsize)
+        work = max(layer.compiled.multiplications for layer in stack.layers) * rows
+        work *= all(layer.compiled.shareable for layer in stack.layers)
+        threads = stack.threads if work >= WORTH_A_MEETING and work * steps >= WORTH_A_HELPER else 1
+        self._shared, self._tiles = xp.empty(shared), xp.empty(threads, tile)
+        self._task = Task(rows, [(layer.compiled.code.address("run"), ctypes.addressof(arguments),
+                                  self._shared.ctypes.data)
+                                 for layer, arguments in zip(stack.layers, self._arguments)],
+                          self._tiles.ctypes.data, tile * stack.dtype.itemsize, threads)
+        self.run = self._task.run
 
     def _places(self, stack: Stack, rows: int) -> list[dict[str, tuple[int, int, int]]]:
         """For every layer: where the loop finds its sequences."""
