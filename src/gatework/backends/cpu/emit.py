@@ -82,7 +82,7 @@ class _Kernel(Memory):
 
     def write(self) -> None:
         f = self.f
-        before = self._flush_denormals()
+        before = f.flush_denormals()
         if self.loop.parts:
             tiles.begin(f)
             self.seen = f.variable("i16", "0")
@@ -96,7 +96,6 @@ class _Kernel(Memory):
                 self.stride[name] = f.load_word("%arguments", 6 + 3 * k)
                 self.edge[name] = f.load_word("%arguments", 7 + 3 * k, "ptr")
         self.alone = f.value("icmp eq i64 %all, 1")
-        shares = [self._share(step) for step in self.loop.passes]
         end = f.integer("add", "%first", "%rows")
         from_end = f.value(f"icmp slt i64 {direction}, 0")
         with f.loop("0", turns) as turn:
@@ -119,67 +118,50 @@ class _Kernel(Memory):
                 self.row = f.larger(begin, "%first")
                 self.rows = f.integer("sub", f.smaller(until, end), self.row)
                 with f.when(f.value(f"icmp sgt i64 {self.rows}, 0")):
-                    self._turn(shares)
+                    self._turn()
         if self.loop.parts:
             tiles.end(f)
             report(f, self.seen, f.load_word("%arguments", words + len(self.panels), "ptr"))
-        if before is not None:
-            f.line(f"call void @llvm.x86.sse.ldmxcsr(ptr {before})")
+        f.restore_denormals(before)
         f.finish()
 
-    def _turn(self, shares: list[tuple[str, str]]) -> None:
+    def _turn(self) -> None:
         """All stages of a turn, for the rows of one entry."""
         f = self.f
         self.find_all()
-        for step, share in zip(self.loop.passes, shares):
-            self._stage(step, self._tiling(step), share)
+        for step in self.loop.passes:
+            self._stage(step)
             with f.when(f.value(f"xor i1 {self.alone}, true")):
                 f.line("call void @meet(ptr %point, i64 %all)")
 
-    def _flush_denormals(self) -> str | None:
-        """Let results below the normal numbers be 0 in this thread; returns where its setting before is kept.
-
-        Gradients that fade pass through denormal numbers, and every product with one takes a hundred times as long, in
-        the loop and in the products after it.
-        """
-        if not self.m.target.flag_flushes:
-            return None
-        f = self.f
-        self.m.declared |= {f"declare void @llvm.x86.sse.{op}(ptr)": None for op in ("stmxcsr", "ldmxcsr")}
-        before, during = f.variable("i32"), f.variable("i32")
-        f.line(f"call void @llvm.x86.sse.stmxcsr(ptr {before})")
-        flags = f.value(f"or i32 {f.value(f'load i32, ptr {before}')}, {1 << 15}")
-        f.line(f"store i32 {flags}, ptr {during}")
-        f.line(f"call void @llvm.x86.sse.ldmxcsr(ptr {during})")
-        return before
-
     # ---- stages
 
-    def _tiling(self, step: Tiled) -> tuple[str, str, str]:
-        """(rows in a tile, tiles with one row more, blocks at once): tiles differ by one row at the most.
+    def _tiling(self, step: Tiled, count: str) -> tuple[str, str, str]:
+        """For so many rows: (rows in a tile, tiles with one row more, blocks at once); tiles differ by one row at the
+        most.
 
         But on a matrix unit, where they are full up to the last one.
         """
         f = self.f
         if not step.panels:
-            return self.rows, "0", "1"
+            return count, "0", "1"
         if self.loop.parts:
             return str(step.rows), "0", "1"
-        tiles = f.integer("sdiv", f.integer("add", self.rows, step.rows - 1), step.rows)
+        tiles = f.integer("sdiv", f.integer("add", count, step.rows - 1), step.rows)
+        tiles = f.larger(tiles, "1")
         blocks = "1"
         for rows, wide in step.wide.items():
-            few = f.value(f"icmp eq i64 {self.rows}, {rows}")
+            few = f.value(f"icmp eq i64 {count}, {rows}")
             blocks = f.value(f"select i1 {few}, i64 {wide}, i64 {blocks}")
-        return f.integer("sdiv", self.rows, tiles), f.integer("srem", self.rows, tiles), blocks
+        return f.integer("sdiv", count, tiles), f.integer("srem", count, tiles), blocks
 
-    def _share(self, step: Tiled) -> tuple[str, str]:
-        """The blocks of a stage that this member of the team computes: first, end."""
-        f, total = self.f, block_count(step, self.m.lanes)
+    def _mine(self, total: str) -> tuple[str, str]:
+        """What this member of the team has of so many: first, end."""
+        f = self.f
         begin = f.integer("sdiv", f.integer("mul", "%me", total), "%all")
-        end = f.integer("sdiv", f.integer("mul", f.integer("add", "%me", 1), total), "%all")
-        return begin, end
+        return begin, f.integer("sdiv", f.integer("mul", f.integer("add", "%me", 1), total), "%all")
 
-    def _stage(self, step: Tiled, tiling: tuple[str, str, str], share: tuple[str, str]) -> None:
+    def _stage(self, step: Tiled) -> None:
         f = self.f
         for e in step.stage.sums:
             with f.loop("0", self.rows) as row:
@@ -190,18 +172,36 @@ class _Kernel(Memory):
             return
         if step.panels and self.loop.parts:
             self._round_operands(step)
-        usual, extra, at_once = tiling
-        begin, end = share
+        total = block_count(step, self.m.lanes)
+        if self.loop.parts or total == 1:
+            self._blocks(step, *self._mine(str(total)), "0", self.rows)
+            return
+        # Blocks that are left over when all have as many are shared by rows, where there are some for everybody.
+        enough = f.value(f"icmp sge i64 {self.rows}, {f.integer('mul', '%all', 2)}")
+        whole = f.value(f"select i1 {enough}, i64 {f.integer('mul', f.integer('sdiv', str(total), '%all'), '%all')}, "
+                        f"i64 {total}")
+        begin, end = self._mine(whole)
+        first, last = self._mine(self.rows)
+        with f.loop("0", "2") as part:
+            left = f.value(f"icmp eq i64 {part}, 1")
+            here = [f.value(f"select i1 {left}, i64 {there}, i64 {here}") for here, there in
+                    ((begin, whole), (end, str(total)), ("0", first), (self.rows, last))]
+            self._blocks(step, *here)
+
+    def _blocks(self, step: Tiled, begin: str, end: str, first: str, last: str) -> None:
+        """Some blocks of units, for some of the rows of this entry."""
+        f = self.f
+        usual, extra, at_once = self._tiling(step, f.integer("sub", last, first))
         block = f.variable("i64", begin)
         with f.while_below(block, end) as now:
             left = f.integer("sub", end, now)
             fits = f.value(f"icmp sle i64 {at_once}, {left}")
             blocks = f.value(f"select i1 {fits}, i64 {at_once}, i64 1")
-            first, index = f.variable("i64", "0"), f.variable("i64", "0")
-            with f.while_below(first, self.rows) as row:
+            begun, index = f.variable("i64", first), f.variable("i64", "0")
+            with f.while_below(begun, last) as row:
                 tile = f.value(f"load i64, ptr {index}")
                 larger = f.value(f"zext i1 {f.value(f'icmp slt i64 {tile}, {extra}')} to i64")
-                rows = f.smaller(f.integer("add", usual, larger), f.integer("sub", self.rows, row))
+                rows = f.smaller(f.integer("add", usual, larger), f.integer("sub", last, row))
                 if step.panels:
                     self._prefetch(step, now, row, rows)
                 # The block to come: the next one, or the first one of the next turn.
@@ -215,7 +215,7 @@ class _Kernel(Memory):
                         self._multiply(step, panel, now, blocks, row, rows, after, half)
                 self._epilogue(step, now, blocks, row, rows)
                 f.line(f"store i64 {f.integer('add', tile, 1)}, ptr {index}")
-                f.line(f"store i64 {f.integer('add', row, rows)}, ptr {first}")
+                f.line(f"store i64 {f.integer('add', row, rows)}, ptr {begun}")
             f.line(f"store i64 {f.integer('add', now, blocks)}, ptr {block}")
 
     def _multiply(self, step: Tiled, panel: Panel, block: str, blocks: str, row: str, rows: str, after: str,
