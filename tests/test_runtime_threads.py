@@ -167,12 +167,35 @@ def test_a_helper_sleeps_soon_and_calls_far_apart_do_not_wake_it(saved, helped, 
     [helper] = task.helpers(1)
     until_asleep(helper)
     woken = []
-    monkeypatch.setattr(task.Helper, "_wake", woken.append)
+    monkeypatch.setattr(task.Helper, "call", woken.append)
     for _ in range(5):
         time.sleep(0.02)
         model.run(x, model.initial_state(3))
     assert not any(helped[-5:])
     assert not woken
+
+
+def test_a_long_call_waits_for_a_helper_that_sleeps(saved, helped, monkeypatch):
+    monkeypatch.setattr(step, "WORTH_A_WAIT", 1)
+    monkeypatch.setattr(task, "_WAIT", 30 * 10**9)  # long enough for a busy machine
+    folder, x = saved
+    model = gatework.runtime.load(folder, threads=2)
+    for _ in range(3):
+        time.sleep(0.02)
+        model.run(x, model.initial_state(3))
+    assert helped == [True] * 3
+
+
+def test_a_sequence_is_read_from_where_it_lies_in_any_layout(saved):
+    folder, x = saved
+    model = gatework.runtime.load(folder)
+    expected = [model.run(x[begin:begin + 5].copy(), model.initial_state(3))[0] for begin in (0, 5)]
+    apart = np.repeat(np.repeat(x, 2, axis=2), 3, axis=0)[::3, :, ::2]
+    turned = np.asfortranarray(x)
+    for a in (x, apart, turned, x[::-1][::-1]):
+        for begin, right in zip((0, 5), expected):
+            assert np.array_equal(model.run(a[begin:begin + 5], model.initial_state(3))[0], right)
+    assert np.array_equal(model.step(x[0], model.initial_state(3))[0], expected[0][0])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks on this system")

@@ -45,7 +45,9 @@ class Model:
         if description.initial_state:
             initial = np.concatenate([tensors[f"initial_{name}"] for name in self.states])
         self._main, self._layout = main, Layout(columns, initial)
-        self._idle: dict[tuple[int, int], list[Call]] = {}  # calls that nobody uses now, by their steps and streams
+        # Calls that nobody uses now: of single steps by their streams, of sequences by their steps and streams. The
+        # latter read inputs from where they lie.
+        self._idle: dict[int | tuple[int, int], list[Call]] = {}
 
     def __repr__(self) -> str:
         return (f"Model({self.cell.name}, input_size={self.input_size}, output_size={self.output_size}, "
@@ -81,7 +83,7 @@ class Model:
             self._refuse("x", x, (streams, self.input_size))
         if inputs or self.inputs:
             self._check_further(inputs, (), (streams,) if x.ndim == 2 else ())
-        idle = self._idle.get((1, streams))
+        idle = self._idle.get(streams)
         call = idle.pop() if idle else self._prepared(1, streams)
         np.copyto(call.inputs[self._main], x)
         for name in inputs:
@@ -90,7 +92,7 @@ class Model:
         call.run()
         output = call.output[0] if x.ndim == 2 else call.output[0, 0]
         result = output.copy(), State(self._layout, streams, call.states[0].copy())
-        self._idle.setdefault((1, streams), []).append(call)
+        self._idle.setdefault(streams, []).append(call)
         return result
 
     def run(self, x: np.ndarray, state: Mapping[str, np.ndarray],
@@ -114,9 +116,10 @@ class Model:
             count = min(AT_ONCE, steps - begin)
             idle = self._idle.get((count, streams))
             call = idle.pop() if idle else self._prepared(count, streams)
-            for name, a in given.items():
-                here = call.inputs[name]
-                np.copyto(here, a[begin:begin + count].reshape(here.shape) if here.ndim == 3 else a)
+            read = [np.ascontiguousarray(a if self.cell.inputs[name].op == "constant" else a[begin:begin + count])
+                    for name, a in given.items()]
+            for name, a in zip(given, read):
+                call.read(name, a)
             np.copyto(call.first, state.memory)
             call.run()
             output[begin:begin + count] = call.output

@@ -25,8 +25,8 @@ from .task import Task
 LINE = 64  # bytes: vectors of a kernel never straddle two cache lines where memory begins at one
 
 # Multiplications of a call from which on handing a share of them to another thread pays, and of each of its steps,
-# after which they meet.
-WORTH_A_HELPER, WORTH_A_MEETING = 1 << 18, 1 << 16
+# after which they meet; and of a call that takes so long that it waits for threads that sleep.
+WORTH_A_HELPER, WORTH_A_MEETING, WORTH_A_WAIT = 1 << 18, 1 << 16, 1 << 24
 
 
 class _Aligned(Numpy):
@@ -118,6 +118,8 @@ class Stack:
 class Call:
     """The memory of a call for so many steps of so many rows; `run()` computes `states` from the other arrays.
 
+    Inputs may be read from where they lie instead: `read`.
+
     inputs: [T, B, size] each ([B, size] for a Constant); first: [B * width], all states before the first step;
     states: [T, B * width], after every step, as `Stack.states` says; output: [T, B, H], a view of those.
     """
@@ -133,6 +135,9 @@ class Call:
         shared = max(layer.plan.loop.scratch_row * rows for layer in stack.layers)
         tile = max(layer.compiled.tile_values for layer in stack.layers)
         tile += -tile % (LINE // stack.dtype.itemsize)
+        self._at = {n: [(arguments, 5 + 3 * list(layer.plan.loop.buffers).index(f"in_{n}"))
+                        for layer, arguments in list(zip(stack.layers, self._arguments))[:1 if number == 0 else None]]
+                    for number, n in enumerate(stack.inputs)}
         work = max(layer.compiled.multiplications for layer in stack.layers) * rows
         work *= all(layer.compiled.shareable for layer in stack.layers)
         threads = stack.threads if work >= WORTH_A_MEETING and work * steps >= WORTH_A_HELPER else 1
@@ -140,8 +145,13 @@ class Call:
         self._task = Task(rows, [(layer.compiled.code.address("run"), ctypes.addressof(arguments),
                                   self._shared.ctypes.data)
                                  for layer, arguments in zip(stack.layers, self._arguments)],
-                          self._tiles.ctypes.data, tile * stack.dtype.itemsize, threads)
+                          self._tiles.ctypes.data, tile * stack.dtype.itemsize, threads, work * steps >= WORTH_A_WAIT)
         self.run = self._task.run
+
+    def read(self, name: str, values: np.ndarray) -> None:
+        """Read an input from an array of its shape whose values follow each other, in this call and those to come."""
+        for arguments, word in self._at[name]:
+            arguments[word] = values.ctypes.data
 
     def _places(self, stack: Stack, rows: int) -> list[dict[str, tuple[int, int, int]]]:
         """For every layer: where the loop finds its sequences."""

@@ -32,6 +32,7 @@ _LINE = 64
 _LOOKS, _AT_ONCE = 4000, 2000
 # A call that begins within so many nanoseconds after another that missed its helpers wakes them.
 _SOON = 1_000_000
+_WAIT = 300_000  # nanoseconds for a thread to wake up; it takes some fifty thousand
 
 _WAITING = f"""define void @help(ptr %box, i64 %me) nounwind {{
 entry:
@@ -178,15 +179,21 @@ class Helper:
         soon = begun - self._missed < _SOON
         self._missed = ended
         if soon:
-            self._wake()
+            self.call()
 
-    def _wake(self) -> None:
+    @property
+    def sleeps(self) -> bool:
+        return self._state.value == ASLEEP
+
+    def call(self) -> None:
+        """Wake it, if it sleeps."""
+        if not self.sleeps:
+            return
         with _lock:
             if self._thread is None and not _ending.is_set():
                 self._thread = Thread(target=self._serve, name=f"gatework helper {self._number}", daemon=True)
                 self._thread.start()
-        if self._state.value == ASLEEP:
-            self._wanted.set()
+        self._wanted.set()
 
     def _serve(self) -> None:
         while not _ending.is_set():
@@ -236,11 +243,13 @@ class Task:
 
     layers: for each its kernel, the address of its arguments, and scratch of all. tile: scratch of the first of all
     threads, `tile_bytes` apart from that of the next; more than one thread is for loops that can share their units.
+    A call that is `long` waits a moment for helpers that sleep: awake when it has ended, they would be asleep again
+    before the next one has.
     """
 
     def __init__(self, rows: int, layers: Sequence[tuple[int, int, int]], tile: int, tile_bytes: int,
-                 threads: int):
-        self._helpers = helpers(threads - 1)
+                 threads: int, long: bool):
+        self._helpers, self._long = helpers(threads - 1), long
         self._boxes = (ctypes.c_int64 * len(self._helpers))(*(h.box for h in self._helpers))
         self._point = (ctypes.c_int64 * POINT_WORDS)()
         words = [rows, len(layers), len(self._helpers), ctypes.addressof(self._boxes), ctypes.addressof(self._point), 0,
@@ -251,6 +260,11 @@ class Task:
 
     def run(self) -> None:
         begun = time.perf_counter_ns()
+        if self._long:
+            for helper in self._helpers:
+                helper.call()
+            while any(helper.sleeps for helper in self._helpers) and time.perf_counter_ns() - begun < _WAIT:
+                time.sleep(0)  # so that they have Python's lock
         self._stack(self._address)
         if self._words[_MISSED]:
             ended = time.perf_counter_ns()
