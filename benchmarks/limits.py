@@ -7,9 +7,9 @@ as many in training (the product, the gradient of its operand, the gradient of i
 counted.
 
 Bytes, the larger of two times: what a call has to read and write at least (input, output and weights; in training their
-gradients too), from beyond the second cache; and the recurrent weights, which every step reads anew (in training once
-forward and once backward), from the second cache where they fit in, from beyond it where they do not. Weights small
-enough for the first cache are not counted.
+gradients too); and the recurrent weights, which every step reads anew (in training once forward and once backward).
+Both come from the second cache where they fit in, since calls are repeated, and else from beyond it. Weights small enough
+for the first cache are not counted.
 """
 
 from __future__ import annotations
@@ -54,10 +54,14 @@ def limit(case: str, sizes: tuple[int, int, int, int], rates: dict) -> Limit | N
     features = {"projected": H // 2, "bidirectional": 2 * H}.get(cell, H)
     once = (4 * T * B * (I + features) + size * (inputs + recurrent)) * (2 if training else 1)
     every_step = size * recurrent
+
+    def rate(count: float) -> float:
+        return rates["near_bytes" if count <= rates["second_caches"] else "far_bytes"]
+
     near = every_step <= rates["second_caches"]
     again = T * every_step * (2 if training else 1) if every_step > FIRST_CACHES else 0
     found = [Limit(operations / rates["bfloat16_products" if bfloat16 else "float32_products"], "products"),
-             Limit(once / rates["far_bytes"], "memory"),
-             Limit(again / rates["near_bytes" if near else "far_bytes"],
+             Limit(once / rate(once), "memory"),
+             Limit(again / rate(every_step),
                    f"recurrent weights from {'the second' if near else 'beyond the second'} cache")]
     return max(found, key=lambda one: one.seconds)

@@ -223,6 +223,9 @@ def test_limits_count_products_and_bytes():
     one = limit("inference", (T, 1, H, H), RATES)
     assert one.name == "recurrent weights from the second cache"
     assert one.seconds == pytest.approx(T * 4 * H * H * 4 / 1e11)
+    single = limit("inference", (1, 1, H, H), RATES)  # 2 MB of weights, which stay in the second caches
+    assert single.seconds == pytest.approx((8 * H * H * 4 + 8 * H) / 1e11)
+    assert single.name == "memory"
     large = limit("inference-bfloat16", (T, 1, 1024, 1024), RATES)
     assert large.seconds == pytest.approx(T * 4 * 1024 ** 2 * 2 / 1e10)
     assert limit("streaming", (1, 1, 64, 64), RATES) is None
