@@ -8,8 +8,8 @@ counted.
 
 Bytes, the larger of two times: what a call has to read and write at least (input, output and weights; in training their
 gradients too); and the recurrent weights, which every step reads anew (in training once forward and once backward).
-Both come from the second cache where they fit in, since calls are repeated, and else from beyond it. Weights small enough
-for the first cache are not counted.
+Both come from the second cache where they fit in, since calls are repeated, and else from beyond it. Weights small
+enough for the first cache are not counted.
 """
 
 from __future__ import annotations

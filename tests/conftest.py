@@ -80,3 +80,29 @@ def trained(tmp_path_factory):
                         learning_rate=0.02)
     train(folder / "text.txt", settings, folder / "model")
     return folder / "model", folder / "text.txt"
+
+
+@pytest.fixture
+def no_programs():
+    """Kernels anew, so that nothing is recorded yet."""
+    from gatework.autograd import calls
+    from gatework.autograd.functions import kernel_of_shapes
+    from gatework.backends.cpu.kernel import _kernel
+    kernel_of_shapes.cache_clear()
+    _kernel.cache_clear()
+    calls.AT_ONCE = False
+
+
+@pytest.fixture
+def taken(no_programs, monkeypatch):
+    """The programs that ran."""
+    from gatework.autograd import calls
+    from gatework.backends.cpu.replay import NOTHING
+    seen, run = [], calls.Program.run
+
+    def spy(program, addresses, work, told=NOTHING):
+        seen.append(program)
+        run(program, addresses, work, told)
+
+    monkeypatch.setattr(calls.Program, "run", spy)
+    return seen

@@ -13,33 +13,13 @@ from examples import CELLS, Example
 import gatework
 from gatework import autograd
 from gatework.autograd import blas, calls
-from gatework.autograd.functions import kernel_of, kernel_of_shapes
+from gatework.autograd.functions import kernel_of
 from gatework.backends.batch import Batch
 from gatework.backends.cpu import record
 from gatework.backends.cpu.target import target
 
+pytestmark = pytest.mark.usefixtures("no_programs")
 CLOSE = dict(rtol=2e-6, atol=2e-6)  # sums in another order: some units in the last place
-
-
-@pytest.fixture(autouse=True)
-def nothing_known():
-    kernel_of_shapes.cache_clear()
-    calls.AT_ONCE = False
-    from gatework.backends.cpu.kernel import _kernel
-    _kernel.cache_clear()
-
-
-@pytest.fixture
-def taken(monkeypatch):
-    """The programs that ran."""
-    seen, run = [], calls.Program.run
-
-    def spy(program, addresses, work):
-        seen.append(program)
-        run(program, addresses, work)
-
-    monkeypatch.setattr(calls.Program, "run", spy)
-    return seen
 
 
 def results(example: Example, reverse: bool = False, upstream=None, needed=None) -> list[torch.Tensor]:

@@ -1,22 +1,26 @@
 """Receives a kernel and tensors, hands on what its loops and products make of them, in as few steps as can be.
 
 The first call with tensors of some shapes walks through the kernel with torch. The second one records the walk, and
-from then on a program repeats it: memory for the results, and one call of machine code. Large products, ragged batches
-and what else programs do not have are left to torch.
+from then on a program repeats it: memory for the results, and one call of machine code. A program of ragged batches
+serves all that are cut alike, of up to twice as many places. Large products and what else programs do not have are left
+to torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..backends.batch import Batch
 from ..backends.cpu import threads
-from ..backends.cpu.record import Array, NotRecorded, Recorder, ShortRecorder
-from ..backends.cpu.replay import Program
+from ..backends.cpu.any_batch import AnyBatch, Known, NotRecorded, numbers
+from ..backends.cpu.record import Recorder, ShortRecorder
+from ..backends.cpu.replay import NOTHING, Program
 from ..backends.cpu.shape import TILE_ROWS
 from ..backends.kernel import Kernel
 from ..compiler import Cell
@@ -29,32 +33,36 @@ MOST_PROGRAMS = 256  # of one kernel; then its next ones begin anew
 # they are held from then on.
 MOST_VALUES, MOST_WORK = 1 << 23, 1 << 25
 
-_Result = tuple[tuple[int, ...], torch.dtype, tuple[int, ...] | None]
+_Result = tuple[tuple[int, ...], torch.dtype, bool]
 
 
 @dataclass
 class _Recorded:
-    """A walk as a program, with its results: None, or the shape and dtype of their memory, and where that has a tail
-    the shape of what lies before it. The last few are `kept` until the backward pass."""
+    """A walk as a program, with its results: None, or their shape and dtype, and whether there is a tail behind them.
+    The last few are `kept` until the backward pass."""
 
     program: Program
-    batch: Batch  # the program points into it
+    batch: Batch | None  # a dense one, which the program points into
     results: list[_Result | None]
     kept: int
 
-    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    def __call__(self, tensors: Sequence[Tensor], told: Mapping[str, int] = NOTHING) -> list[Tensor | None]:
+        """Of a ragged batch it is `told` the numbers."""
         given, first = [t.contiguous() for t in tensors], len(self.results) - self.kept
         made: list[Tensor | None] = []
         for number, result in enumerate(self.results):
             if result is None:
                 made.append(None)
                 continue
-            shape, dtype, front = result
+            front, dtype, tail = result
+            if told:
+                front = tuple(told[n.name] if isinstance(n, Known) else n for n in front)
+            shape = (math.prod(front[:-1]) + TILE_ROWS - 1, front[-1]) if tail else front
             memory = lasting.take(shape, dtype) if number >= first else None
             memory = torch.empty(shape, dtype=dtype) if memory is None else memory
-            made.append(memory if front is None else memory[:1 - TILE_ROWS].view(front))
-        work = lasting.borrow(self.program.work)
-        self.program.run([t.data_ptr() for t in (*given, *made) if t is not None], work.data_ptr())
+            made.append(memory[:1 - TILE_ROWS].view(front) if tail else memory)
+        work = lasting.borrow(self.program.work_for(told["total"] if told else 0))
+        self.program.run([t.data_ptr() for t in (*given, *made) if t is not None], work.data_ptr(), told)
         lasting.give_back(work)
         return made
 
@@ -64,20 +72,20 @@ def forward(kernel: Kernel, batch: Batch, tensors: Sequence[Tensor], shape: tupl
     """`Kernel.forward` for inputs, first states and parameters in one list; outputs are [*shape, size]."""
     handed, last = len(kernel.scan.outputs), len(kernel.states)
 
-    def walk(xp, given):
+    def walk(xp, batch, given):
         parts = kernel.forward(xp, batch, *parts_of(kernel.cell, list(map(flat, given))), reverse, train)
         return [t for part in parts for t in part]
 
     def shapes(made):
         return [(*shape, y.shape[1]) for y in made[:handed]] + [t.shape for t in made[handed:]]
 
-    repeat = _repeated(kernel, batch, tensors, ("forward", reverse, train, shape), walk, shapes, handed + last, 0)
-    if repeat is None:
-        made = walk(arrays_of(kernel, tensors[0]), tensors)
+    repeat = _repeated(kernel, batch, tensors, _sequences(kernel.cell), reverse, "training" if train else "inference",
+                       (shape if batch.is_dense else None,), walk, shapes, handed + last, 0)
+    made = None if repeat is None else repeat(tensors)
+    if made is None:
+        made = walk(arrays_of(kernel, tensors[0]), batch, tensors)
         for y in made[:handed]:
             y.resize_(*shape, y.shape[1])  # a view would be one more function for autograd
-    else:
-        made = repeat(tensors)
     return made[:handed], made[handed:handed + last], made[handed + last:]
 
 
@@ -89,7 +97,7 @@ def backward(kernel: Kernel, batch: Batch, upstream: Sequence[Tensor | None], la
     there = tuple(d is not None for d in outside)
     ends = [len(upstream), len(there), len(there) + len(tensors), len(there) + len(tensors) + len(handed)]
 
-    def walk(xp, given):
+    def walk(xp, batch, given):
         left = iter(map(flat, given))
         parts = [next(left) if here else None for here in there] + list(left)
         a, b, c, d = ends
@@ -100,12 +108,14 @@ def backward(kernel: Kernel, batch: Batch, upstream: Sequence[Tensor | None], la
         return [t.shape if need else None for t, need in zip(tensors, needs)]
 
     given = [*(d for d in outside if d is not None), *tensors, *handed, *kept]
-    repeat = _repeated(kernel, batch, given, ("backward", reverse, needs, there, tensors[0].dim()),
+    sequences = [k < len(upstream) for k, here in enumerate(there) if here] + _sequences(kernel.cell)
+    sequences += [True] * (len(handed) + len(kept))
+    repeat = _repeated(kernel, batch, given, sequences, reverse, "backward", (needs, there, tensors[0].dim()),
                        walk, shapes, len(tensors), len(kept))
     if repeat is not None:
         return repeat(given)
     return [None if d is None else d.view(t.shape)
-            for t, d in zip(tensors, walk(arrays_of(kernel, tensors[0]), given))]
+            for t, d in zip(tensors, walk(arrays_of(kernel, tensors[0]), batch, given))]
 
 
 def parts_of(cell: Cell, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -119,13 +129,28 @@ def flat(t: Tensor) -> Tensor:
     return t.reshape(-1, t.shape[2]) if len(t.shape) == 3 else t
 
 
-def _repeated(kernel: Kernel, batch: Batch, given: Sequence[Tensor], what: tuple, walk: Callable, shapes: Callable,
-              first_kept: int, were_kept: int) -> _Recorded | None:
+def _sequences(cell: Cell) -> list[bool]:
+    """Of inputs, states and parameters in one list: which grow with the batch."""
+    return [e.op == "input" for e in cell.inputs.values()] + [False] * (len(cell.states) + len(cell.families))
+
+
+def _repeated(kernel: Kernel, batch: Batch, given: Sequence[Tensor], sequences: Sequence[bool], reverse: bool,
+              loop: str, what: tuple, walk: Callable, shapes: Callable, first_kept: int, were_kept: int
+              ) -> Callable[[Sequence[Tensor]], list[Tensor | None]] | None:
     """The program for this call; None where there is none, or where this is the first such call."""
-    if not kernel.on_cpu or not batch.is_dense:
+    if not kernel.on_cpu:
         return None
+    count, parts = torch.get_num_threads(), 1
+    if batch.is_dense:
+        cut = batch.steps
+    else:
+        team = kernel.team(batch, count, loop)
+        if team is None or batch.live < batch.rows:
+            return None
+        parts = 1 if team[1] else team[0]
+        cut = (*team, batch.total.bit_length())
     # A forked child has no team, so it is not to find the programs of its parent.
-    key = (*what, batch.steps, batch.rows, torch.get_num_threads(), threads.team() is None)
+    key = (loop, reverse, *what, cut, batch.rows, count, threads.team() is None)
     if kernel.short:
         key += tuple(t.dtype for t in given)
     if key not in kernel.programs:
@@ -136,37 +161,37 @@ def _repeated(kernel: Kernel, batch: Batch, given: Sequence[Tensor], what: tuple
             return None
     found = kernel.programs[key]
     if found is _WALKED:
-        found = kernel.programs[key] = _record(kernel, batch, given, walk, shapes, first_kept, were_kept)
-    return found
+        found = kernel.programs[key] = _record(kernel, batch, given, sequences, walk, shapes, first_kept, were_kept)
+    if found is None or batch.is_dense:
+        return found
+    return partial(found, told=numbers(batch, found.program.names, parts, reverse))
 
 
 _WALKED = object()  # stands for what has been done once, and not been recorded
 
 
-def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], walk: Callable, shapes: Callable, first_kept: int,
-            were_kept: int) -> _Recorded | None:
+def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], sequences: Sequence[bool], walk: Callable,
+            shapes: Callable, first_kept: int, were_kept: int) -> _Recorded | None:
     gemms = [blas.gemm(torch.float32 if kernel.short else given[0].dtype)]
     gemms += [blas.gemm(torch.bfloat16)] * kernel.short
     if None in gemms or sum(t.numel() for t in given) > MOST_VALUES:
         return None
     count = torch.get_num_threads()
     xp = ShortRecorder(count, *gemms) if kernel.short else Recorder(given[0].dtype.itemsize, count, *gemms)
+    dense = batch.is_dense
+    seen = batch if dense else AnyBatch(batch)
     short = [t.dtype == torch.bfloat16 for t in given]
-    inputs = [xp.given(t.shape, s, s and number >= len(given) - were_kept)
-              for number, (t, s) in enumerate(zip(given, short))]
+    inputs = [xp.given(t.shape if dense or not grows else (seen.total, t.shape[1]), s,
+                       s and number >= len(given) - were_kept)
+              for number, (t, s, grows) in enumerate(zip(given, short, sequences, strict=True))]
     try:
-        made = walk(xp, inputs)
+        made = walk(xp, seen, inputs)
         program = xp.finish(inputs, [a for a in made if a is not None])
     except NotRecorded:
         return None
-    if program.work > MOST_WORK:
+    if program.work_for(batch.total) > MOST_WORK:
         return None
     dtype = torch.float32 if kernel.short else given[0].dtype
-    results = [None if a is None else _result(a, tuple(shape), dtype) for a, shape in zip(made, shapes(made))]
-    return _Recorded(program, batch, results, len(made) - first_kept)
-
-
-def _result(a: Array, shape: tuple[int, ...], dtype: torch.dtype) -> _Result:
-    if a.tail:
-        return (a.shape[0] + TILE_ROWS - 1, *a.shape[1:]), torch.bfloat16, shape
-    return shape, torch.bfloat16 if a.short else dtype, None
+    results = [None if a is None else (tuple(shape) if dense else a.shape, torch.bfloat16 if a.short else dtype, a.tail)
+               for a, shape in zip(made, shapes(made))]
+    return _Recorded(program, batch if dense else None, results, len(made) - first_kept)

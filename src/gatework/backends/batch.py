@@ -39,6 +39,8 @@ class Batch:
         self._address = self._words.ctypes.data + 8  # of the offsets
         self.live = int(self.sizes[0]) if self.steps else 0  # rows that have a step at all
         self.is_dense = self.total == self.steps * rows
+        self._previous: dict[bool, np.ndarray] = {}
+        self._parts: dict[int, list[tuple[int, int]]] = {}
 
     @staticmethod
     @lru_cache(maxsize=16)
@@ -65,13 +67,18 @@ class Batch:
 
     # ---- what the kernel reads
 
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Where the offsets lie, and where the sizes."""
+        return self._address, self._address + 8 * (self.steps + 1)
+
     def turns(self, from_end: bool, begin: int, end: int) -> tuple[int, int, int, int, int]:
         """The turns for the steps from `begin` to `end`, the last one first with `from_end`.
 
         Words: how many turns, the step of the first one, 1 or -1, where the offsets lie, and where the sizes.
         """
         first, direction = (end - 1, -1) if from_end else (begin, 1)
-        return end - begin, first, direction, self._address, self._address + 8 * (self.steps + 1)
+        return end - begin, first, direction, *self.addresses
 
     def place(self, step: int) -> int:
         """Where a step begins in a sequence."""
@@ -81,6 +88,11 @@ class Batch:
         """Rows (first, how many) for each of `count` threads, with about as many steps in all."""
         if self.is_dense or count == 1:
             return share(self.rows, count)
+        if count not in self._parts:
+            self._parts[count] = self._cut(count)
+        return self._parts[count]
+
+    def _cut(self, count: int) -> list[tuple[int, int]]:
         done = np.cumsum(self.lengths)
         bounds = [0, *(int(np.searchsorted(done, self.total * k / count)) for k in range(1, count)), self.rows]
         return [(a, b - a) for a, b in zip(bounds, bounds[1:]) if b > a]
@@ -124,6 +136,11 @@ class Batch:
 
     def previous(self, reverse: bool) -> np.ndarray:
         """[N]: where the turn before lies in a sequence; 0 for the first turn of a row."""
+        if reverse not in self._previous:
+            self._previous[reverse] = self._find_previous(reverse)
+        return self._previous[reverse]
+
+    def _find_previous(self, reverse: bool) -> np.ndarray:
         # Forward a row has moved by the rows of the step before, in reverse by those of its own.
         moved = self.sizes if reverse else -np.concatenate([[0], self.sizes[:-1]])
         place = np.arange(self.total) + np.repeat(moved, self.sizes)

@@ -112,16 +112,19 @@ class Compiled:
     def fills_tiles(self, batch: Batch, most: int) -> bool:
         """Whether a matrix unit runs this batch faster, in parts, than vectors do."""
         total = batch.total
-        if total < TILE_ROWS * batch.steps:
+        if total < TILE_ROWS * batch.steps or not self._is_broad:
             return False
         parts, together = self._parts(batch, total, most)
         rows = total / batch.steps / (1 if together else len(parts))
-        widths = [run.length for step in self.loop.passes for panel in step.panels for run in panel.runs]
         return (rows >= FULL * TILE_ROWS * -(-rows // TILE_ROWS)
-                and sum(widths) >= FULL * sum(map(in_tiles, widths)) * TILE_VALUES
-                and min(widths) >= LEAST_WIDTH
                 and (rows > TILE_ROWS or not together or not self._is_wide(batch))
                 and rows * self.rounded_values * self.size <= MOST_ROUNDED)
+
+    @cached_property
+    def _is_broad(self) -> bool:
+        """Whether operands are wide enough for a matrix unit, and fill its tiles."""
+        widths = [run.length for step in self.loop.passes for panel in step.panels for run in panel.runs]
+        return min(widths) >= LEAST_WIDTH and sum(widths) >= FULL * sum(map(in_tiles, widths)) * TILE_VALUES
 
     def pack(self, xp, parameters: dict[str, Any]) -> Weights:
         """The packed panels of the weights, in one array, with their addresses and a word for what is infinite.
@@ -172,7 +175,9 @@ class Compiled:
         own, at = [], batch.rows * self.loop.scratch_row
         for _, count in parts:
             own.append(at * self.size)
-            at += self.tile_values + (count + TILE_ROWS - 1) * self.rounded_values
+            at += self.tile_values
+            if self.rounded_values:
+                at += (count + TILE_ROWS - 1) * self.rounded_values
         scratch = xp.work(at)
         shared = xp.address(scratch)
         xp.run(self.run, words, [(*rows, shared + begins, shared) for rows, begins in zip(parts, own)], together)
@@ -210,6 +215,18 @@ class Kernel(kernel.Kernel):
 
     def compile(self, loop: Loop) -> Loops:
         return Loops(loop, self.machine, self.size, self.cell)
+
+    def team(self, batch: Batch, most: int, which: str) -> tuple[int, bool] | None:
+        """Into how many parts a loop cuts a batch, and whether these share the units; None for a matrix unit.
+
+        which: "inference", "training" or "backward".
+        """
+        loops = {"inference": lambda: self._inference, "training": lambda: self._training,
+                 "backward": lambda: self._backward}[which]()[1]
+        if loops.in_parts and loops.in_parts.fills_tiles(batch, most):
+            return None
+        parts, together = loops.by_vectors._parts(batch, batch.total, most)
+        return len(parts), together
 
     def rows_at_once(self, width: int) -> int:
         return max(ROWS_AT_ONCE, AT_ONCE // max(1, width * self.size))

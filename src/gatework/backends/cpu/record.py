@@ -9,6 +9,7 @@ kernel with it yields a `Program`.
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,16 +19,12 @@ from typing import Any
 import numpy as np
 
 from . import replay, threads
+from .any_batch import Index, Known, NotRecorded
 from .shape import TILE_ROWS
 
-LINE = 64  # bytes, at a multiple of which memory begins
 # From so many multiplications on, a product does not notice how it was called.
 MOST_MULTIPLICATIONS = 1 << 26
 BFLOAT16_ONE = 0x3F80
-
-
-class NotRecorded(Exception):
-    """A step that programs do not have."""
 
 
 class Memory:
@@ -74,12 +71,18 @@ class Array:
             return self
         if not all(isinstance(a, slice) and a.step is None for a in at):
             raise NotRecorded("other parts than some in a row")
-        spans = [range(n)[a] for n, a in zip(self.shape, at)] + [range(n) for n in self.shape[len(at):]]
-        offset = self.offset + sum(span.start * stride for span, stride in zip(spans, self.strides) if len(span))
-        return self._view(offset, tuple(map(len, spans)), self.strides)
+        offset, shape = self.offset, list(self.shape)
+        for axis, a in enumerate(at):
+            if a != slice(None):
+                span = range(self.shape[axis])[a]
+                shape[axis] = len(span)
+                offset += span.start * self.strides[axis] if len(span) else 0
+        return self._view(offset, tuple(shape), self.strides)
 
     def __setitem__(self, at, value: Array | float) -> None:
-        if isinstance(value, Array):
+        if isinstance(at, Index):
+            self.of.step_by_number(replay.SCATTER, self, value, at)
+        elif isinstance(value, Array):
             self.of.step_by_row(replay.ROUND if self.short > value.short else replay.COPY, self[at], value)
         elif value == 0:
             self.of.step_by_row(replay.ZERO, self[at])
@@ -98,7 +101,7 @@ class Array:
     def reshape(self, *shape: int) -> Array:
         if not self.is_dense:
             raise NotRecorded("values that do not lie side by side, in another shape")
-        known = int(np.prod([n for n in shape if n >= 0]))
+        known = math.prod(n for n in shape if n >= 0)
         shape = tuple(self.count // known if n < 0 else n for n in shape)
         return self._view(self.offset, shape, _dense(shape))
 
@@ -111,7 +114,7 @@ class Array:
 
     @property
     def count(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def is_dense(self) -> bool:
@@ -119,7 +122,7 @@ class Array:
 
 
 def _dense(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(np.prod(shape[k + 1:])) for k in range(len(shape)))
+    return tuple(math.prod(shape[k + 1:]) for k in range(len(shape)))
 
 
 class Recorder:
@@ -132,13 +135,15 @@ class Recorder:
         self._read: list[Word] = []       # by the functions that steps call
         self._behind = Memory(0)          # the steps: the memory of these words
         self._held: list[Any] = []        # what the words point to, for as long as the program lives
+        self._numbers: dict[tuple[str, int], Memory] = {}  # that are told, by their names and factors
 
     def given(self, shape: Sequence[int], short: bool = False, tail: bool = False) -> Array:
         """An array of the caller's, or new memory."""
         shape = tuple(shape)
-        whole = (shape[0] + TILE_ROWS - 1, *shape[1:]) if tail else shape
-        return Array(self, Memory(int(np.prod(whole)) * (2 if short else self.size)), 0, shape, _dense(shape), short,
-                     tail)
+        # What grows with a batch has some room behind it anyway.
+        behind = TILE_ROWS - 1 if tail and not isinstance(shape[0], Known) else 0
+        size = math.prod((shape[0] + behind, *shape[1:])) * (2 if short else self.size)
+        return Array(self, Memory(size), 0, shape, _dense(shape), short, tail)
 
     # ---- what kernels ask for
 
@@ -166,7 +171,9 @@ class Recorder:
         return made
 
     def sum_of_rows(self, a: Array) -> Array:
-        made, ones = self.given(a.shape[1:]), _ones(a.shape[0], a.size)
+        # As many as any batch has that this program serves.
+        count = 1 << int(a.shape[0]).bit_length() if isinstance(a.shape[0], Known) else a.shape[0]
+        made, ones = self.given(a.shape[1:]), _ones(count, a.size)
         self._held.append(ones)
         row = Array(self, made.memory, 0, (1, *made.shape), (a.shape[1], 1))
         self._multiply(row, ones.ctypes.data, (1, a.shape[0]), (a.shape[0], 1), a, 0.0)
@@ -180,10 +187,14 @@ class Recorder:
     def add_product(self, out: Array, a: Array, b: Array) -> None:
         self._multiply(out, self.address(a), a.shape, a.strides, b, 1.0)
 
-    def take(self, a: Array, rows: np.ndarray) -> Array:
-        raise NotRecorded("rows taken one by one")
+    def take(self, a: Array, rows: Index) -> Array:
+        if not isinstance(rows, Index):
+            raise NotRecorded("rows of one batch only")
+        made = self.given((rows.count, *a.shape[1:]), a.short)
+        self.step_by_number(replay.GATHER, made, a, rows)
+        return made
 
-    def sum_by(self, a: Array, rows: np.ndarray, count: int) -> Array:
+    def sum_by(self, a: Array, rows: None, count: int) -> Array:
         raise NotRecorded("a sum over the steps of every row")
 
     def address(self, a: Array) -> Address:
@@ -211,12 +222,18 @@ class Recorder:
     # ---- the steps
 
     def _step(self, kind: int, *words: Word) -> None:
-        self._steps += kind, 2 + len(words), *words
+        self._steps += kind, 2 + len(words), *map(self._word, words)
 
     def _told(self, words: Iterable[Word]) -> Address:
         at = len(self._read)
-        self._read += words
+        self._read += map(self._word, words)
         return Address(self._behind, 8 * at)
+
+    def _word(self, word: Word) -> Word:
+        """A number that is told later is, like an address, what is added to a word."""
+        if isinstance(word, Known):
+            return Address(self._numbers.setdefault((word.name, word.times), Memory(0)), 0)
+        return word
 
     def step_by_row(self, kind: int, to: Array, source: Array | None = None) -> None:
         """A step over rows whose values lie side by side; over one row if they all do."""
@@ -229,11 +246,20 @@ class Recorder:
             raise NotRecorded("bfloat16 beside float32")
         if to.count == 0:
             return
-        rows, width = (1, to.count) if all(side.is_dense for side in sides) else (to.shape[0], to.count // to.shape[0])
+        dense = all(side.is_dense for side in sides)
+        rows, width = (1, to.count) if dense else (to.shape[0], math.prod(to.shape[1:]))
         if any(rows > 1 and side.strides[1:] != _dense(side.shape)[1:] for side in sides):
             raise NotRecorded("values that do not lie side by side")
         where = [w for side in sides for w in (self.address(side), side.strides[0] * side.size)]
         self._step(kind, *where, rows, width if kind in (replay.ADD, replay.ROUND) else width * to.size)
+
+    def step_by_number(self, kind: int, to: Array, source: Array, rows: Index) -> None:
+        """A step over rows of which one side's are given by number."""
+        sides = to, source
+        if to.short != source.short or any(side.strides[1:] != _dense(side.shape)[1:] for side in sides):
+            raise NotRecorded("values that do not lie side by side")
+        where = [w for side in sides for w in (self.address(side), side.strides[0] * side.size)]
+        self._step(kind, *where, rows.first, rows.count, math.prod(to.shape[1:]) * to.size)
 
     def _multiply(self, out: Array, left: Word, shape: tuple[int, ...], strides: tuple[int, ...], right: Array,
                   more: float) -> None:
@@ -272,20 +298,27 @@ class Recorder:
                 raise NotRecorded("a result that is part of something else")
         end = len(self._steps)
         places = {a.memory: (k, 0) for k, a in enumerate((*inputs, *outputs))}
+        for number in self._numbers.values():
+            places[number] = len(places), 0
+        growing = []
+        for word in (*self._steps, *self._read):
+            if isinstance(word, Address) and word.memory not in places and isinstance(word.memory.size, Known):
+                places[word.memory] = len(places), 0
+                growing.append(word.memory.size.times)
         own, size = len(places), 8 * (end + len(self._read))
         places[self._behind] = own, 8 * end
         words, moves = [], []
         for at, word in enumerate((*self._steps, *self._read)):
             if isinstance(word, Address):
                 if word.memory not in places:
-                    size += -size % LINE
+                    size += -size % replay.LINE
                     places[word.memory] = own, size
                     size += word.memory.size
                 base, begin = places[word.memory]
                 moves += at, base
                 word = begin + word.offset
             words.append(word)
-        return replay.Program(words, end, moves, size, self.size, self._held)
+        return replay.Program(words, end, moves, size, self.size, self._held, list(self._numbers), growing)
 
 
 class ShortRecorder(Recorder):

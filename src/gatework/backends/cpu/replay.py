@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from types import MappingProxyType
 
 from . import jit
 from .ir import Function, Module
@@ -25,6 +26,13 @@ ZERO = 3      # where to, bytes from row to row; rows, bytes of a row
 COPY = 4      # where to and where from, each with the bytes from row to row; rows, bytes of a row
 ADD = 5       # the same; rows, values of a row
 ROUND = 6     # the same, from float32 to bfloat16
+GATHER = 7    # where to and where from, each with the bytes from row to row; numbers of rows there, rows, bytes
+SCATTER = 8   # the same; the numbers are those of rows where to
+
+LINE = 64    # bytes, at a multiple of which memory begins
+ROOM = 16    # rows behind arrays that grow with a batch: the last tile of rows is read whole
+
+NOTHING: Mapping[str, int] = MappingProxyType({})  # is what a program of a dense batch is told
 
 _REPLAY = ["ptr %template", "i64 %words", "i64 %end", "ptr %moves", "i64 %moved", "ptr %bases", "ptr %memory"]
 _KINDS = [ctypes.c_void_p if a.startswith("ptr") else ctypes.c_int64 for a in _REPLAY]
@@ -35,17 +43,33 @@ class Program:
     """What a recorder has written down; `work` bytes of memory are its own during a call.
 
     words: the steps, up to word `end`, and what they read; moves: pairs of a word and the memory that it points into.
+    numbers: what it is told of a batch, by name and factor; growing: bytes that it works in besides, for each place of
+    the batch (and `ROOM` more), of several arrays.
     """
 
-    def __init__(self, words: Sequence[int], end: int, moves: Sequence[int], work: int, size: int, held: object):
-        self.work, self._held = work, held
+    def __init__(self, words: Sequence[int], end: int, moves: Sequence[int], work: int, size: int, held: object,
+                 numbers: Sequence[tuple[str, int]] = (), growing: Sequence[int] = ()):
+        self.work, self._held, self.numbers, self._growing = work + -work % LINE, held, numbers, growing
+        self.names = frozenset(name for name, _ in numbers)
         self._words, self._moves = array("q", words), array("q", moves)
         self._replay = _function(size)
         self._given = (address_of(self._words), len(words), end, address_of(self._moves), len(moves) // 2)
 
-    def run(self, addresses: list[int], work: int) -> None:
-        """Make all steps, with memory at these addresses, and `work` bytes, on a line of the cache, to work in."""
+    def work_for(self, total: int) -> int:
+        """The bytes to work in for a batch of so many places."""
+        return self.work + sum(self._arrays(total))
+
+    def _arrays(self, total: int) -> list[int]:
+        return [count * (total + ROOM) + LINE & -LINE for count in self._growing]
+
+    def run(self, addresses: list[int], work: int, told: Mapping[str, int] = NOTHING) -> None:
+        """Make all steps, with memory at these addresses, and `work_for` bytes, on a line of the cache, to work in."""
         bases = array("q", addresses)
+        bases.extend([told[name] * times for name, times in self.numbers])
+        at = work + self.work
+        for size in self._arrays(told["total"]) if self._growing else ():
+            bases.append(at)
+            at += size
         bases.append(work)
         self._replay(*self._given, address_of(bases), work)
 
@@ -71,7 +95,8 @@ def text(size: int) -> str:
     with f.while_below(counter, "%end") as now:
         step = f.at("%memory", f.integer("shl", now, 3))
         given = f.at(step, 16)
-        steps = {MULTIPLY: _multiply, RUN: _run, TEAM: _team, ZERO: _zero, COPY: _copies, ADD: _add}
+        steps = {MULTIPLY: _multiply, RUN: _run, TEAM: _team, ZERO: _zero, COPY: _copies, ADD: _add,
+                 GATHER: partial(_by_number, scatter=False), SCATTER: partial(_by_number, scatter=True)}
         if size == 4 and target().tiles:  # only such machines have the instruction, and nobody else the need
             steps[ROUND] = _round
         f.choose(f.load_word(step, 0), {kind: partial(write, f, given) for kind, write in steps.items()})
@@ -120,6 +145,14 @@ def _copies(f: Function, given: str) -> None:
     to, to_stride, source, stride, rows, count = _words(f, given, "pipiii")
     with f.loop("0", rows) as row:
         _copy(f, f.at(to, f.integer("mul", row, to_stride)), f.at(source, f.integer("mul", row, stride)), count)
+
+
+def _by_number(f: Function, given: str, scatter: bool) -> None:
+    to, to_stride, source, stride, numbers, rows, count = _words(f, given, "pipipii")
+    with f.loop("0", rows) as row:
+        number = f.load_word(f.at(numbers, f.integer("shl", row, 3)), 0)
+        there, here = (number, row) if scatter else (row, number)
+        _copy(f, f.at(to, f.integer("mul", there, to_stride)), f.at(source, f.integer("mul", here, stride)), count)
 
 
 def _add(f: Function, given: str) -> None:
