@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 OURS, RUNTIME = "gatework", "gatework.runtime"
+ONE_THREAD = "gatework, one thread"
 ONEDNN_OFF = "torch.nn without oneDNN"
 FLOAT32 = "torch.nn in float32"
 LOOPS = ("eager loop", "torch.jit.script", "torch.compile", "JAX scan")
@@ -22,11 +23,14 @@ TRAINING = [*FIRST,
 INFERENCE = [*TRAINING, (1, 1, 64, 64), (1, 1, 256, 256)]   # streamed sound, step by step
 # Cases with sizes of their own: a batch of one row has no padding, and a long or a single sequence is one by itself.
 BATCHES = [(100, 16, 64, 64), (1000, 8, 128, 128), (100, 32, 256, 256), (35, 20, 650, 650), (100, 64, 512, 512)]
+LARGE = [(1, 1, 256, 256), (1, 1, 512, 512), (1, 1, 1024, 1024), (1, 1, 2048, 2048)]
 SIZES = {"inference": INFERENCE, "inference-bfloat16": INFERENCE, "ragged": BATCHES, "resets": FIRST, "record": FIRST,
-         "checkpoints": [(100_000, 1, 256, 256)], "streaming": [(1, 1, 64, 64), (1, 1, 256, 256), (1, 8, 64, 64)]}
+         "checkpoints": [(100_000, 1, 256, 256)], "streaming": [(1, 1, 64, 64), (1, 1, 256, 256), (1, 8, 64, 64)],
+         "large-step": LARGE, "large-step-bfloat16": LARGE}
 QUICK = [(100, 1, 64, 64), (100, 32, 256, 256), (77, 13, 37, 101)]
 QUICK_SIZES = {"ragged": BATCHES[:1], "resets": FIRST[2:3], "record": FIRST[2:3], "checkpoints": [(5_000, 1, 64, 64)],
-               "streaming": [(1, 1, 64, 64)]} | dict.fromkeys(CELLS, QUICK[:2])
+               "streaming": [(1, 1, 64, 64)], "large-step": LARGE[1:2], "large-step-bfloat16": LARGE[1:2],
+               } | dict.fromkeys(CELLS, QUICK[:2])
 # Compiling an unrolled loop takes a minute or two for every cell and size.
 NOT_QUICK = {"torch.compile"}
 
@@ -79,6 +83,8 @@ GROUPS = [
     Group("Two layers, and bidirectional, training", ("two-layers", "bidirectional"), ("torch.nn",), 1.05, 1.5),
     Group("One step through Python", ("streaming",), ("ONNX Runtime",), 1.5, 2.0, beside=("torch.nn.LSTMCell",),
           unit="us"),
+    Group("One step of a larger layer, two threads, float32 and bfloat16 weights over ONNX Runtime's float32",
+          ("large-step", "large-step-bfloat16"), ("ONNX Runtime",), None, None, beside=(ONE_THREAD,), unit="us"),
     time_group("Peephole LSTM, training time over our own LSTM's", "peephole", "gatework LSTM", 1.15),
     Group("Ragged batch, training time over dense ones of as many valid steps", ("ragged",),
           ("gatework, dense, half as long", "gatework, dense, half the rows"), 1.1, None, ratio="time"),

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from contestants import Sizes, Training, data, layer_of, train, training, twin_of
-from groups import OURS
+from groups import ONE_THREAD, OURS
+from machine import THREADS
 from peers import lstm_with_gates, lstm_with_resets
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -143,19 +144,19 @@ def streamed(sizes: Sizes) -> tuple[gatework.nn.Recurrent, np.ndarray]:
     return layer_of("lstm", sizes), torch.randn(STEPS, B, I).numpy()
 
 
-def stream_runtime(sizes: Sizes) -> Steps:
+def stream_runtime(sizes: Sizes, threads: int = 1, weights: str | None = None) -> Steps:
     layer, x = streamed(sizes)
     with tempfile.TemporaryDirectory() as folder:
         gatework.nn.save(layer, Path(folder) / "model")
-        model = gatework.runtime.load(Path(folder) / "model")
+        model = gatework.runtime.load(Path(folder) / "model", threads=threads, weights=weights)
     return Steps(lambda: model.initial_state(sizes[1]), model.step, x)
 
 
-def stream_onnx(sizes: Sizes) -> Steps:
+def stream_onnx(sizes: Sizes, threads: int = 1) -> Steps:
     import onnxruntime
     layer, x = streamed(sizes)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # one step is too little to share
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(gatework.convert.to_onnx(layer).SerializeToString(), options)
     zero = np.zeros((1, sizes[1], sizes[3]), np.float32)
 
@@ -190,5 +191,11 @@ SEQUENCES: dict[str, dict[str, Callable]] = {
     "resets": by_name(resets, OURS, "torch.nn, step by step") | {"gatework, none": PLAIN},
     "record": by_name(record, OURS, "eager loop") | {"gatework, none": PLAIN},
     "checkpoints": {OURS: checkpoints, "gatework, all kept": PLAIN},
+    # One step of a small layer is too little to share.
     "streaming": {OURS: stream_runtime, "ONNX Runtime": stream_onnx, "torch.nn.LSTMCell": stream_torch},
+    "large-step": {OURS: partial(stream_runtime, threads=THREADS), ONE_THREAD: stream_runtime,
+                   "ONNX Runtime": partial(stream_onnx, threads=THREADS)},
+    "large-step-bfloat16": {OURS: partial(stream_runtime, threads=THREADS, weights="bfloat16"),
+                            ONE_THREAD: partial(stream_runtime, weights="bfloat16"),
+                            "ONNX Runtime": partial(stream_onnx, threads=THREADS)},
 }

@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import chart  # noqa: E402
 import contestants  # noqa: E402
 import turns  # noqa: E402
-from groups import CASES, CELLS, GROUPS, ONEDNN_OFF, OURS, RUNTIME, Group, sizes_of  # noqa: E402
+from groups import CASES, CELLS, GROUPS, ONE_THREAD, ONEDNN_OFF, OURS, RUNTIME, Group, sizes_of  # noqa: E402
 from limits import limit  # noqa: E402
 from report import as_data, goal_table, goals, rows, table  # noqa: E402
 from scaling import slope  # noqa: E402
@@ -130,7 +130,7 @@ def test_loops_beside_which_cells_are_timed_compute_the_same(cell):
     ("projected", "torch.nn"), ("two-layers", "torch.nn"), ("bidirectional", "torch.nn"), ("inference", "torch.nn"),
     ("lstm-bfloat16", "torch.nn"), ("inference-bfloat16", "torch.nn"), ("ragged", "torch.nn, packed"),
     ("resets", "torch.nn, step by step"), ("record", "eager loop"), ("checkpoints", "gatework, all kept"),
-    ("streaming", "torch.nn.LSTMCell")])
+    ("streaming", "torch.nn.LSTMCell"), ("large-step", ONE_THREAD), ("large-step-bfloat16", ONE_THREAD)])
 def test_peers_of_torch_compute_the_same(case, name):
     ours, theirs = (CONTESTANTS[case][n](SMALL) for n in (OURS, name))
     assert turns.differs(case, ours.results(), theirs.results()) == ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import subprocess
 import sys
@@ -280,12 +279,13 @@ def test_further_inputs_are_checked_by_name(tmp_path):
 
 
 ALONE = """
-import sys, time
+import sys
 for name in ("torch", "lightning", "cyclopts", "jax"):
     sys.modules[name] = None
-begin = time.process_time()
+before = set(sys.modules)
 import gatework.runtime
-print(time.process_time() - begin)
+added = set(sys.modules) - before
+print(len(added), ",".join({name.partition(".")[0] for name in added} - sys.stdlib_module_names))
 import numpy
 model = gatework.runtime.load(sys.argv[1])
 y, state = model.step(numpy.ones(5, numpy.float32), model.initial_state())
@@ -293,18 +293,11 @@ print(",".join(map(repr, y.tolist())))
 """
 
 
-def test_without_torch_it_imports_in_under_200_ms_and_takes_the_same_steps(saved, tmp_path):
-    # The processor's time, on one thread: what the import takes, whatever else the machine is busy with.
-    alone = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-
-    def run() -> list[str]:
-        done = subprocess.run([sys.executable, "-c", ALONE, tmp_path], capture_output=True, text=True, check=True,
-                              env=alone)
-        return done.stdout.split()
-
-    runs = [run()]
-    while min(float(seconds) for seconds, _ in runs) >= 0.2 and len(runs) < 20:
-        runs.append(run())  # a processor whose other half is at work takes twice as long
+def test_without_torch_it_imports_little_and_takes_the_same_steps(saved, tmp_path):
+    # How long the import takes is measured by benchmarks/startup.py: on a busy machine it says more of the machine.
+    done = subprocess.run([sys.executable, "-c", ALONE, tmp_path], capture_output=True, text=True, check=True)
+    count, libraries, values = done.stdout.split()
     y, _ = saved[1].step(np.ones(5, np.float32), saved[1].initial_state())
-    assert all([float(v) for v in values.split(",")] == y.tolist() for _, values in runs)
-    assert min(float(seconds) for seconds, _ in runs) < 0.2
+    assert [float(v) for v in values.split(",")] == y.tolist()
+    assert set(libraries.split(",")) == {"gatework", "numpy", "llvmlite"}
+    assert int(count) < 320  # 294 where it takes 0.11 s
