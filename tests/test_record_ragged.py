@@ -10,7 +10,7 @@ import gatework
 from gatework import autograd
 from gatework.autograd import calls
 from gatework.backends.batch import Batch
-from gatework.backends.cpu import kernel
+from gatework.backends.cpu import kernel, record
 from gatework.backends.cpu.any_batch import Known, NotRecorded, numbers
 from gatework.backends.cpu.target import target
 
@@ -115,6 +115,22 @@ def test_threads_that_own_rows_are_told_which(taken, walked, monkeypatch):
     assert any("count 1" in dict(p.numbers) for p in taken)
 
 
+def test_batches_of_one_thread_and_of_two_have_programs_of_their_own(taken, walked, monkeypatch):
+    monkeypatch.setattr(kernel, "WORTH_A_THREAD", 24 * 256)  # from 24 places on, for so few units
+    monkeypatch.setattr(kernel, "WORTH_A_MEETING", 1 << 40)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    cell = gatework.compiler.trace(gatework.cells.lstm)
+    alone, shared = (9, 7, 3, 1), (9, 9, 8, 2)
+    expected = [walked(results, cell, sizes, False) for sizes in (alone, shared)]
+    for _ in range(2):
+        found = [results(cell, sizes, False) for sizes in (alone, shared)]
+    torch.set_num_threads(threads)
+    for a, b in zip(found, expected):
+        assert all(map(torch.equal, a, b))
+    assert {"count 1" in dict(p.numbers) for p in taken} == {False, True}
+
+
 def test_rows_without_steps_and_matrix_units_are_walked(taken):
     layer = gatework.nn.LSTM(5, 6)
     for lengths in ([3, 0], [2, 0], [3, 0]):
@@ -132,8 +148,21 @@ def test_what_a_batch_tells_is_what_it_is():
     found = numbers(batch, {"ends", "previous"}, 2, True)
     assert (found["total"], found["steps"], found["last"]) == (7, 3, 2)
     assert [(found[f"first {k}"], found[f"count {k}"]) for k in range(2)] == batch.parts(2)
+    more = Batch(np.array([9, 9, 8, 5]), rows=9)
+    assert [len(more.parts(count)) for count in (2, 3, 2)] == [2, 3, 2]
     assert found["ends"] == batch.end(False).ctypes.data
     assert found["previous"] == batch.previous(True).ctypes.data
+
+
+def test_parts_of_what_grows_are_its_first_rows_or_refused():
+    xp = record.Recorder(4, 1, 0)
+    a = xp.given((Known(9, "total"), 4))
+    assert a[:3].shape == (3, 4)
+    assert a[:, 1:3].shape == (9, 2)
+    assert a[:, 1:3].shape[0].name == "total"
+    for wrong in (lambda: a[3:], lambda: a[-2:], lambda: a[:-1], lambda: a[:Known(5, "total")], lambda: a.reshape(-1)):
+        with pytest.raises(NotRecorded):
+            wrong()
 
 
 def test_a_number_that_is_told_later_has_multiples_and_no_sums():
@@ -141,6 +170,8 @@ def test_a_number_that_is_told_later_has_multiples_and_no_sums():
     assert (3 * number).times == (number * 3).times == 3
     assert 3 * number == 21
     assert number - 0 is number
+    assert (3 * number).most == 21
+    assert Known(8, "total", 1).most == 15
     for wrong in (lambda: number + 1, lambda: 1 + number, lambda: number - 1, lambda: number - number):
         with pytest.raises(NotRecorded):
             wrong()

@@ -19,8 +19,8 @@ class NotRecorded(Exception):
 class Known(int):
     """A number that a program is told by the batch of each call, or a multiple of it; as an int what it is now.
 
-    Decisions may compare it, so a program serves only batches for which they come out the same. Sums would leave the
-    multiples, and are refused.
+    Decisions may compare it, so a program serves only batches for which they come out the same: places are told apart
+    by how many bits count them. Sums would leave the multiples, and are refused.
     """
 
     def __new__(cls, now: int, name: str, times: int = 1):
@@ -33,6 +33,11 @@ class Known(int):
 
     __rmul__ = __mul__
 
+    @property
+    def most(self) -> int:
+        """What it is at the most, in the batches that a program serves."""
+        return self.times * ((1 << (int(self) // self.times).bit_length()) - 1)
+
     def __sub__(self, other: int) -> Known:
         if other != 0:
             raise NotRecorded("a sum with a number that is told later")
@@ -42,6 +47,10 @@ class Known(int):
         return self - other
 
     __radd__ = __add__
+
+
+def most(n: int) -> int:
+    return n.most if isinstance(n, Known) else n
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,6 @@ class AnyBatch:
         return self.total if step else 0
 
     def parts(self, count: int) -> list[tuple[int, int]]:
-        if count == 1:
-            return [(0, self.rows)]
         return [(Known(first, f"first {k}"), Known(rows, f"count {k}"))
                 for k, (first, rows) in enumerate(self._now.parts(count))]
 

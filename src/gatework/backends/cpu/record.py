@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import replay, threads
-from .any_batch import Index, Known, NotRecorded
+from .any_batch import Index, Known, NotRecorded, most
 from .shape import TILE_ROWS
 
 # From so many multiplications on, a product does not notice how it was called.
@@ -74,6 +74,9 @@ class Array:
         offset, shape = self.offset, list(self.shape)
         for axis, a in enumerate(at):
             if a != slice(None):
+                if isinstance(self.shape[axis], Known) and not (a.start in (0, None) and type(a.stop) is int
+                                                                and a.stop >= 0):
+                    raise NotRecorded("steps of one batch only")
                 span = range(self.shape[axis])[a]
                 shape[axis] = len(span)
                 offset += span.start * self.strides[axis] if len(span) else 0
@@ -99,8 +102,8 @@ class Array:
         return total
 
     def reshape(self, *shape: int) -> Array:
-        if not self.is_dense:
-            raise NotRecorded("values that do not lie side by side, in another shape")
+        if not self.is_dense or isinstance(self.count, Known):
+            raise NotRecorded("values that do not lie side by side, or are counted later, in another shape")
         known = math.prod(n for n in shape if n >= 0)
         shape = tuple(self.count // known if n < 0 else n for n in shape)
         return self._view(self.offset, shape, _dense(shape))
@@ -171,9 +174,7 @@ class Recorder:
         return made
 
     def sum_of_rows(self, a: Array) -> Array:
-        # As many as any batch has that this program serves.
-        count = 1 << int(a.shape[0]).bit_length() if isinstance(a.shape[0], Known) else a.shape[0]
-        made, ones = self.given(a.shape[1:]), _ones(count, a.size)
+        made, ones = self.given(a.shape[1:]), _ones(most(a.shape[0]), a.size)
         self._held.append(ones)
         row = Array(self, made.memory, 0, (1, *made.shape), (a.shape[1], 1))
         self._multiply(row, ones.ctypes.data, (1, a.shape[0]), (a.shape[0], 1), a, 0.0)
@@ -265,7 +266,7 @@ class Recorder:
                   more: float) -> None:
         """out = more * out + left @ right. BLAS counts columns first, and so makes out.T = right.T @ left.T."""
         (rows, depth), columns = shape, right.shape[1]
-        if rows * depth * columns >= MOST_MULTIPLICATIONS:
+        if math.prod(map(most, (rows, depth, columns))) >= MOST_MULTIPLICATIONS:
             raise NotRecorded("a large product")
         if rows * columns == 0:
             return
