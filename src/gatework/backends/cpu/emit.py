@@ -76,6 +76,7 @@ class _Kernel(Memory):
     def __init__(self, module: Module, loop: Shaped):
         super().__init__(module, Function(module, "run", SIGNATURE, internal=False), loop)
         self.invariant: dict[Expr, bool] = {}
+        self.shared = splits_units(loop, module.lanes)  # else one thread has all units of its rows
         self.index = {name: k for k, name in enumerate(loop.buffers)}
         self.seen = ""  # variable: lanes of operands that were infinite, or no number
         self.sums = tile_values(loop, module.lanes) * module.size  # bytes of the sums of a tile
@@ -173,6 +174,9 @@ class _Kernel(Memory):
         if step.panels and self.loop.parts:
             self._round_operands(step)
         total = block_count(step, self.m.lanes)
+        if not self.shared:
+            self._blocks(step, "0", str(total), "0", self.rows)
+            return
         if self.loop.parts or total == 1:
             self._blocks(step, *self._mine(str(total)), "0", self.rows)
             return
