@@ -1,5 +1,7 @@
 """Recorded calls of ragged batches: one program serves batches of other lengths, with the bits of the walk."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -22,10 +24,10 @@ LARGER = [(3,) * 5 + (2,) * 3, (3,) * 7 + (1,) * 9]
 @pytest.fixture
 def walked(monkeypatch):
     """Run something without programs."""
-    def run(function, *given):
+    def run(function, *given, **named):
         with monkeypatch.context() as patch:
             patch.setattr(calls, "_repeated", lambda *_: None)
-            return function(*given)
+            return function(*given, **named)
     return run
 
 
@@ -81,7 +83,7 @@ def test_layers_with_lengths_are_repeated_with_the_bits_of_the_walk(options, tak
     drawn = [torch.randint(4, 13, (7,)) for _ in range(6)]
     for lengths in drawn:
         lengths[0] = 12
-    x, resets = torch.randn(*((7, 12) if layer.batch_first else (12, 7)), 5), None
+    x = torch.randn(*((7, 12) if layer.batch_first else (12, 7)), 5)
     resets = torch.rand(x.shape[:2]) < 0.2
 
     def run(lengths, **more):
@@ -90,12 +92,38 @@ def test_layers_with_lengths_are_repeated_with_the_bits_of_the_walk(options, tak
                                                    list(layer.parameters()))]
 
     for more in ({}, dict(resets=resets), dict(record=True)):
-        expected = [walked(run, lengths, **more) if not more else None for lengths in drawn]
-        if more:
-            expected = [walked(lambda lengths=lengths, more=more: run(lengths, **more)) for lengths in drawn]
-        found = [run(lengths, **more) for lengths in drawn]
-        for a, b in zip(found, expected):
-            assert all(map(torch.equal, a, b))
+        expected = [walked(run, lengths, **more) for lengths in drawn]
+        for lengths, right in zip(drawn, expected):
+            assert all(map(torch.equal, run(lengths, **more), right))
+    assert any(p.numbers for p in taken)
+
+
+def test_what_is_nan_stays_in_its_row_of_a_repeated_batch(taken):
+    layer, x = gatework.nn.LSTM(5, 33), torch.randn(6, 3, 5)
+    clean = layer(x, lengths=[6, 4, 2])[0]
+    x[1, 1] = torch.nan
+    for _ in range(3):
+        output, _ = layer(x, lengths=[6, 4, 2])
+    assert taken[-1].numbers
+    assert output[1:4, 1].isnan().all()
+    assert torch.equal(output[:, [0, 2]], clean[:, [0, 2]])
+    assert not output[4:, 1].any()  # padding
+
+
+def test_threads_may_run_one_program_for_batches_of_other_lengths_at_the_same_time(taken, walked):
+    layer, x = gatework.nn.LSTM(5, 33), torch.randn(12, 7, 5)
+    drawn = [torch.randint(4, 13, (7,)) for _ in range(4)]
+
+    def run(lengths):
+        return torch.autograd.grad(layer(x, lengths=lengths)[0].square().sum(), list(layer.parameters()))
+
+    expected = [walked(run, lengths) for lengths in drawn]
+
+    def work(k: int) -> bool:
+        return all(all(map(torch.equal, run(drawn[k]), expected[k])) for _ in range(40))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
     assert any(p.numbers for p in taken)
 
 

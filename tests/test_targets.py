@@ -35,7 +35,8 @@ def test_loops_become_neon_code_without_calls_into_a_maths_library(cell, size, a
     for loop in (forward.loop, backward.loop):
         text = arm.emit_assembly(jit.optimise(emit(shape(loop, NEON, lanes), NEON, size), arm))
         called = {line.split()[1] for line in text.splitlines() if line.strip().startswith("bl\t")}
-        assert {name for name in called if not name.startswith("dot_")} <= {"meet", "sched_yield", "memset", "memcpy"}
+        ours = {"meet", "look"} | {name for name in called if name.startswith("dot_")}
+        assert called - ours <= {"sched_yield", "memset", "memcpy"}
         assert "v0." in text  # vector registers are in use
 
 

@@ -18,7 +18,7 @@ from .folder import FolderError
 from .model import Model
 from .state import State
 
-MOST_THREADS = 256
+MOST_THREADS = 256  # more is a mistake; each is a thread that waits awake
 
 __all__ = ["FolderError", "Model", "State", "load"]
 
@@ -26,13 +26,13 @@ __all__ = ["FolderError", "Model", "State", "load"]
 def load(folder: str | os.PathLike, *, threads: int = 1, weights: str | None = None) -> Model:
     """Read a layer that `gatework.nn.save` wrote, as a model for single steps. Runs nothing that the folder brings.
 
-    threads: how many may work on one call, if it is large enough (from H 128 on for a single stream). All but the
-    caller's wait awake for about a millisecond after each call, and take part in those that follow at once: more than
-    one shortens the wait for a result, and costs more time of processors. The bits are the same.
-
+    threads: how many may work on one call, if it is large enough (from about H 180 on for one stream of an LSTM, and
+        from fewer in `run`). All but the caller's wait awake for about a millisecond after each call, and take part in
+        those that follow at once: more than one shortens the wait for a result, and costs more time of processors.
+        The bits are the same.
     weights: "bfloat16" rounds the matrices of a float32 layer to three digits, and so halves the memory that a step
-    reads: from H 256 on, where few streams wait for weights more than for arithmetic, it takes up to half the time.
-    States, vectors and sums stay float32. None takes the weights as they were saved.
+        reads: from H 256 on, where few streams wait for weights more than for arithmetic, it takes up to half the
+        time. States, vectors and sums stay float32. None takes the weights as they were saved.
 
     Raises FolderError, naming the file and what to do, for a folder that is not whole or holds together badly, and
     ValueError for a bidirectional layer, weights other than float32 and float64, or a number of threads that is none.

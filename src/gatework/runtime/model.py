@@ -116,8 +116,8 @@ class Model:
             count = min(AT_ONCE, steps - begin)
             idle = self._idle.get((count, streams))
             call = idle.pop() if idle else self._prepared(count, streams)
-            read = [np.ascontiguousarray(a if self.cell.inputs[name].op == "constant" else a[begin:begin + count])
-                    for name, a in given.items()]
+            read = [np.require(a if self.cell.inputs[name].op == "constant" else a[begin:begin + count],
+                               requirements=("C_CONTIGUOUS", "ALIGNED")) for name, a in given.items()]
             for name, a in zip(given, read):
                 call.read(name, a)
             np.copyto(call.first, state.memory)

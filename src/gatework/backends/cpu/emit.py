@@ -33,7 +33,7 @@ from .panels import (
 from .parts import report
 from .shape import TILE_ROWS, TILES, Panel, Run, Shaped, Tiled, in_tiles
 from .target import Target
-from .threads import MEETING, SIGNATURE
+from .threads import SIGNATURE, WAITING
 
 
 def emit(loop: Shaped, target: Target, size: int) -> str:
@@ -43,8 +43,7 @@ def emit(loop: Shaped, target: Target, size: int) -> str:
     every stage. `pack` takes some blocks of a panel.
     """
     module = Module(target, size)
-    module.declared["declare i32 @sched_yield()"] = None
-    module.functions.append(MEETING)
+    module.functions.append(WAITING)
     for step in loop.passes:
         for panel in step.panels:
             if loop.parts:

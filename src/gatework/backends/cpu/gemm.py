@@ -75,8 +75,7 @@ def _function(machine: Target):
 def text(machine: Target) -> str:
     """The LLVM IR of `multiply`, which one member of a team runs."""
     module = Module(machine, 4)
-    module.declared["declare i32 @sched_yield()"] = None
-    module.functions.append(threads.MEETING)
+    module.functions.append(threads.WAITING)
     _write_turning(module)
     for name, pairs in (("rows", False), ("pairs", True)):
         _write_tile(module, name, pairs)

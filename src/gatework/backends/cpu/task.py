@@ -17,7 +17,7 @@ from threading import Event, Lock, Thread
 from . import jit
 from .ir import Function, Module
 from .target import target
-from .threads import MEETING, POINT_WORDS, SIGNATURE
+from .threads import FOREVER, LOOKS_AT_ONCE, POINT_WORDS, SIGNATURE, WAITING
 
 # Words of a task: rows, layers, helpers, where the addresses of their boxes lie, where they meet, whether they were
 # missed, scratch of the first member and bytes from there to that of the next; then per layer: kernel, arguments,
@@ -27,68 +27,32 @@ _MISSED = 5
 # A box: the state of a helper, and on a cache line of its own the task that it is given.
 ASLEEP, AWAKE, CLAIMED, GIVEN = range(4)
 _LINE = 64
-# How often a helper looks into its box before it sleeps, and how often without making room for others: a thousandth of
-# a second or so, and some microseconds.
-_LOOKS, _AT_ONCE = 4000, 2000
+# How often a helper looks into its box before it sleeps: most of a millisecond goes into making room for others.
+_LOOKS = LOOKS_AT_ONCE + 2000
 # A call that begins within so many nanoseconds after another that missed its helpers wakes them.
 _SOON = 1_000_000
 _WAIT = 300_000  # nanoseconds for a thread to wake up; it takes some fifty thousand
 
-_WAITING = f"""define void @help(ptr %box, i64 %me) nounwind {{
+_HELP = f"""define void @help(ptr %box, i64 %me) nounwind {{
 entry:
   %woken = cmpxchg ptr %box, i64 {ASLEEP}, i64 {AWAKE} acq_rel monotonic
-  %p = getelementptr i8, ptr %box, i64 {_LINE}
+  %given = getelementptr i8, ptr %box, i64 {_LINE}
   br label %idle
 idle:
-  br label %look
-look:
-  %turn = phi i64 [0, %idle], [%next, %again]
-  %state = load atomic i64, ptr %box acquire, align 8
-  %given = icmp eq i64 %state, {GIVEN}
-  br i1 %given, label %work, label %none
+  %state = call i64 @look(ptr %box, i64 {AWAKE}, i64 {_LOOKS})
+  switch i64 %state, label %idle [i64 {GIVEN}, label %work i64 {AWAKE}, label %sleep]
 work:
-  %task = load ptr, ptr %p
+  %task = load ptr, ptr %given
   %h = getelementptr i64, ptr %task, i64 2
   %helpers = load i64, ptr %h
   %all = add i64 %helpers, 1
   call void @member(ptr %task, i64 %me, i64 %all)
   store atomic i64 {AWAKE}, ptr %box release, align 8
   br label %idle
-none:
-  %next = add i64 %turn, 1
-  %late = icmp sgt i64 %next, {_AT_ONCE}
-  br i1 %late, label %yield, label %again
-yield:
-  %ignored = call i32 @sched_yield()
-  %tired = icmp sgt i64 %next, {_LOOKS}
-  br i1 %tired, label %sleep, label %again
 sleep:
   %pair = cmpxchg ptr %box, i64 {AWAKE}, i64 {ASLEEP} acq_rel monotonic
   %asleep = extractvalue {{ i64, i1 }} %pair, 1
-  br i1 %asleep, label %done, label %again
-again:
-  br label %look
-done:
-  ret void
-}}
-
-define internal void @finished(ptr %box) nounwind {{
-entry:
-  br label %look
-look:
-  %turn = phi i64 [0, %entry], [%next, %again]
-  %state = load atomic i64, ptr %box acquire, align 8
-  %busy = icmp eq i64 %state, {GIVEN}
-  br i1 %busy, label %longer, label %done
-longer:
-  %next = add i64 %turn, 1
-  %late = icmp sgt i64 %next, {_AT_ONCE}
-  br i1 %late, label %yield, label %again
-yield:
-  %ignored = call i32 @sched_yield()
-  br label %again
-again:
-  br label %look
+  br i1 %asleep, label %done, label %idle
 done:
   ret void
 }}"""
@@ -97,8 +61,7 @@ done:
 def text() -> str:
     """The LLVM IR of `stack`, which runs a task, and of `help`, in which a helper waits for some."""
     module = Module(target(), 4)
-    module.declared["declare i32 @sched_yield()"] = None
-    module.functions += [MEETING, _WAITING]
+    module.functions += [WAITING, _HELP]
     _write_member(module)
     _write_stack(module)
     return module.text()
@@ -149,7 +112,7 @@ def _write_stack(module: Module) -> None:
     f.line(f"call void @member(ptr %task, i64 0, i64 {members})")
     with f.when(whole):  # a helper that is still on its way out reads what may be gone after this call
         with f.loop("0", count) as k:
-            f.line(f"call void @finished(ptr {box(k)})")
+            f.value(f"call i64 @look(ptr {box(k)}, i64 {GIVEN}, i64 {FOREVER})")
     f.finish()
 
 

@@ -25,8 +25,36 @@ SIGNATURE = ["ptr %arguments", "i64 %first", "i64 %rows", "ptr %tile", "ptr %sha
              "ptr %point"]
 KINDS = [ctypes.c_void_p if a.startswith("ptr") else ctypes.c_int64 for a in SIGNATURE]
 
+# How often a thread looks for what it waits for without making room for others: for some ten microseconds.
+LOOKS_AT_ONCE = 20_000
+FOREVER = (1 << 63) - 1
+
+# look(word, known, looks) returns what a word holds: once that is no longer what is known, or after so many looks.
 # meet(point, all) returns when all members of a team have come. The point: arrivals, and a count of meetings.
-MEETING = """define internal void @meet(ptr %point, i64 %all) nounwind noinline {
+WAITING = f"""declare i32 @sched_yield()
+
+define internal i64 @look(ptr %word, i64 %known, i64 %looks) nounwind noinline {{
+entry:
+  br label %again
+again:
+  %turn = phi i64 [0, %entry], [%next, %wait], [%next, %yield]
+  %seen = load atomic i64, ptr %word acquire, align 8
+  %other = icmp ne i64 %seen, %known
+  %next = add i64 %turn, 1
+  %tired = icmp sge i64 %next, %looks
+  %ends = or i1 %other, %tired
+  br i1 %ends, label %done, label %wait
+wait:
+  %late = icmp sgt i64 %next, {LOOKS_AT_ONCE}
+  br i1 %late, label %yield, label %again
+yield:
+  %ignored = call i32 @sched_yield()
+  br label %again
+done:
+  ret i64 %seen
+}}
+
+define internal void @meet(ptr %point, i64 %all) nounwind noinline {{
 entry:
   %meetings = getelementptr i8, ptr %point, i64 128
   %now = load atomic i64, ptr %meetings monotonic, align 8
@@ -39,22 +67,9 @@ open:
   %opened = atomicrmw add ptr %meetings, i64 1 release
   ret void
 wait:
-  %turn = phi i64 [0, %entry], [%next, %again]
-  %seen = load atomic i64, ptr %meetings acquire, align 8
-  %go = icmp ne i64 %seen, %now
-  br i1 %go, label %done, label %longer
-longer:
-  %next = add i64 %turn, 1
-  %late = icmp sgt i64 %next, 20000
-  br i1 %late, label %yield, label %again
-yield:
-  %ignored = call i32 @sched_yield()
-  br label %again
-again:
-  br label %wait
-done:
+  %seen = call i64 @look(ptr %meetings, i64 %now, i64 {FOREVER})
   ret void
-}"""
+}}"""
 
 # Words of a task: kernel, arguments, omp_get_thread_num, omp_get_num_threads, parts, meeting point, then per part:
 # first row, rows, scratch of its own, scratch of all. With a meeting point every member takes the rows of part 0 and
