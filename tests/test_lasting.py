@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gatework
-from gatework.autograd import lasting
+from gatework.autograd import calls, lasting
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,18 @@ def test_the_next_step_works_in_the_memory_of_the_last_one_and_finds_the_same(la
     assert len(left) >= 4  # of every layer and direction at least the gates
     for m in lasting._free:
         m.fill_(255)  # NaN
+    assert all(map(torch.equal, gradients(layer, x), first))
+    assert addresses() == left
+
+
+def test_what_a_backward_pass_writes_is_left_to_the_next_step_too(monkeypatch):
+    monkeypatch.setattr(calls, "_repeated", lambda *_: None)  # what programs write is memory to work in
+    layer, x = gatework.nn.RNN(5, 16, num_layers=2), torch.randn(20, 4, 5)  # keeps nothing but its output
+    first = gradients(layer, x)
+    left = addresses()
+    assert left  # one piece serves both layers
+    for m in lasting._free:
+        m.fill_(255)
     assert all(map(torch.equal, gradients(layer, x), first))
     assert addresses() == left
 

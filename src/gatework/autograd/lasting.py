@@ -1,4 +1,4 @@
-"""Memory that outlasts a call: for what is kept for the backward pass, and for work.
+"""Memory that outlasts a call: for what is kept for the backward pass or written in it, and for work.
 
 The allocator gives what is free back to the system, and the next step maps, and clears, every page of it anew: a fifth
 of a large step, and nearly half of one that packs large weights for few rows. Here a backward pass leaves what it has
@@ -53,9 +53,10 @@ def take(shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
 
 
 def leave(arrays: Sequence[Tensor], addresses: Sequence[int]) -> None:
-    """Hand arrays that nobody reads any more to the next forward pass, if they still lie where they were made."""
-    left = [torch.empty(0, dtype=torch.uint8).set_(a.untyped_storage())
-            for a, address in zip(arrays, addresses) if a.nbytes >= LARGE and a.data_ptr() == address]
+    """Hand arrays that nobody reads any more to the next step, if they still lie where they were made. A GPU's memory
+    stays with torch, which holds it anyway."""
+    left = [torch.empty(0, dtype=torch.uint8).set_(a.untyped_storage()) for a, address in zip(arrays, addresses)
+            if a.device.type == "cpu" and a.nbytes >= LARGE and a.data_ptr() == address]
     with _lock:
         _free.extend(left)
 

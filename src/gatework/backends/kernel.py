@@ -118,7 +118,7 @@ class Kernel(ABC):
         """Return (outputs [N, size], last states [B, size], kept buffers [N, width]; none unless `train`).
 
         Products of the inputs and the loop take turns, some steps at a time: what one writes the other finds in the
-        cache, and without `train` a few steps are all the memory that the products take.
+        cache, and where the backward pass does not read them a few steps are all the memory that the products take.
         """
         single = batch.steps == 1 and self.packs
         plan, loops = self._training if train else self._single_step if single else self._inference
@@ -155,11 +155,9 @@ class Kernel(ABC):
                 before.append((buffer, arrays[f"in_{name}"], matrices[buffer]))
         most = self.rows_at_once(sum(w.shape[1] for _, _, w in before))
         chunks = batch.chunks(max(batch.rows, batch.total if most is None else most))
-        passing, most = frozenset(), batch.total
-        if not train:
-            passing = {buffer for buffer, _, _ in before}
-            most = max((batch.place(end) - batch.place(begin) for begin, end in chunks), default=0)
+        most = max((batch.place(end) - batch.place(begin) for begin, end in chunks), default=0)
         kept = self.kept if train else ()
+        passing = frozenset(buffer for buffer, _, _ in before if buffer not in kept)
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
                 make = xp.lasting if name in kept else xp.empty
@@ -234,13 +232,15 @@ class Kernel(ABC):
         for buffer, family, gates, name in self._training_plan.products:
             if cell.inputs[name].op == "constant":
                 arrays[buffer] = xp.matmul(by_name[name], self._rows(xp, given[family], family, gates).T)
-        for name, b in compiled.loop.buffers.items():
-            if name not in arrays:
-                arrays[name] = xp.empty(batch.total, b.width, short=b.short)
+        own = {name: xp.lasting(batch.total, b.width, short=b.short)
+               for name, b in compiled.loop.buffers.items() if name not in arrays}
+        arrays |= own
         weights = compiled.pack(xp, given)
         compiled.call(xp, batch, (0, batch.steps), not reverse, arrays, edges, weights, still=still)
         compiled.release(xp, weights)
-        return self._products.gradients(xp, batch, arrays, by_name, first, ends, given, reverse, needs)
+        gradients = self._products.gradients(xp, batch, arrays, by_name, first, ends, given, reverse, needs)
+        xp.leave(list(own.values()))
+        return gradients
 
     def _upstream(self, xp, batch: Batch, arrays, edges, name: str, d, ends: dict[str, Any], reverse: bool) -> None:
         """The gradient from outside; for a state, in the first turn of a row, with that of the last state."""

@@ -155,8 +155,10 @@ class Recorder:
 
     lasting = work = empty
 
-    def give_back(self, memory: Array) -> None:
+    def give_back(self, memory: Array | list[Array]) -> None:
         """All memory of a program is taken and given back at once."""
+
+    leave = give_back
 
     def operand(self, a: Array) -> Array:
         return a
