@@ -13,6 +13,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterable
+from functools import cache
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -24,9 +25,15 @@ class CellError(ValueError):
 def written_at() -> str:
     """Return "file:line" of the innermost caller outside the compiler: the equation at work."""
     frame = sys._getframe(1)
-    while frame and os.path.dirname(os.path.abspath(frame.f_code.co_filename)) == _HERE:
+    while frame and _is_here(frame.f_code.co_filename):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "?"
+
+
+@cache
+def _is_here(file: str) -> bool:
+    """Whether a file is part of the compiler; asked some thousand times per cell."""
+    return os.path.dirname(os.path.abspath(file)) == _HERE
 
 
 class Arithmetic:
