@@ -46,7 +46,7 @@ def test_the_next_step_works_in_the_memory_of_the_last_one_and_finds_the_same(la
 
 
 def test_what_a_backward_pass_writes_is_left_to_the_next_step_too(monkeypatch):
-    monkeypatch.setattr(calls, "_repeated", lambda *_: None)  # what programs write is memory to work in
+    monkeypatch.setattr(calls.Call, "_repeated", lambda *_: None)  # what programs write is memory to work in
     layer, x = gatework.nn.RNN(5, 16, num_layers=2), torch.randn(20, 4, 5)  # keeps nothing but its output
     first = gradients(layer, x)
     left = addresses()

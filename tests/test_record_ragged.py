@@ -26,7 +26,7 @@ def walked(monkeypatch):
     """Run something without programs."""
     def run(function, *given, **named):
         with monkeypatch.context() as patch:
-            patch.setattr(calls, "_repeated", lambda *_: None)
+            patch.setattr(calls.Call, "_repeated", lambda *_: None)
             return function(*given, **named)
     return run
 

@@ -8,7 +8,7 @@
 """
 
 from .arrays import Torch
-from .dispatch import BACKENDS, scan
+from .dispatch import BACKENDS, Plan, planned, scan
 from .registered import register
 
-__all__ = ["BACKENDS", "Torch", "register", "scan"]
+__all__ = ["BACKENDS", "Plan", "Torch", "planned", "register", "scan"]

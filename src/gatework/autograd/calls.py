@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -67,55 +67,134 @@ class _Recorded:
         return made
 
 
-def forward(kernel: Kernel, batch: Batch, tensors: Sequence[Tensor], shape: tuple[int, ...], reverse: bool,
-            train: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """`Kernel.forward` for inputs, first states and parameters in one list; outputs are [*shape, size]."""
-    handed, last = len(kernel.scan.outputs), len(kernel.states)
+@dataclass(eq=False)
+class Call:
+    """A kernel over a batch in one direction; outputs are [*shape, size].
 
-    def walk(xp, batch, given):
-        parts = kernel.forward(xp, batch, *parts_of(kernel.cell, list(map(flat, given))), reverse, train)
-        return [t for part in parts for t in part]
+    Programs of a dense batch are found here at once, by the little that tells calls of these sizes apart.
+    """
 
-    def shapes(made):
-        return [(*shape, y.shape[1]) for y in made[:handed]] + [t.shape for t in made[handed:]]
+    kernel: Kernel
+    batch: Batch
+    shape: tuple[int, ...]
+    reverse: bool
+    _known: dict[tuple, _Recorded | object | None] = field(default_factory=dict)
 
-    repeat = _repeated(kernel, batch, tensors, _sequences(kernel.cell), reverse, "training" if train else "inference",
-                       (shape if batch.is_dense else None,), walk, shapes, handed + last, 0)
-    made = None if repeat is None else repeat(tensors)
-    if made is None:
-        made = walk(arrays_of(kernel, tensors[0]), batch, tensors)
+    @classmethod
+    def of(cls, kernel: Kernel, batch: Batch, shape: tuple[int, ...], reverse: bool) -> Call:
+        """The call for these, made once for dense batches."""
+        if not batch.is_dense:
+            return cls(kernel, batch, shape, reverse)
+        key = (*shape, batch.rows, reverse)
+        if key not in kernel.programs:
+            _make_room(kernel)
+            kernel.programs[key] = cls(kernel, batch, shape, reverse)
+        return kernel.programs[key]
+
+    def forward(self, tensors: Sequence[Tensor], train: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """`Kernel.forward` for inputs, first states and parameters in one list."""
+        kernel, handed = self.kernel, len(self.kernel.scan.outputs)
+        ended = handed + len(kernel.states)
+        key = self._key(tensors, train)
+        found = self._known.get(key)
+        if type(found) is _Recorded:
+            made = found(tensors)
+        else:
+            made = self._any_forward(key, tensors, train, handed, ended)
+        return made[:handed], made[handed:ended], made[ended:]
+
+    def _any_forward(self, key: tuple, tensors: Sequence[Tensor], train: bool, handed: int, ended: int
+                      ) -> list[Tensor]:
+        kernel = self.kernel
+
+        def walk(xp, batch, given):
+            parts = kernel.forward(xp, batch, *parts_of(kernel.cell, list(map(flat, given))), self.reverse, train)
+            return [t for part in parts for t in part]
+
+        def shapes(made):
+            return [(*self.shape, y.shape[1]) for y in made[:handed]] + [t.shape for t in made[handed:]]
+
+        repeat = self._repeated(key, tensors, _sequences(kernel.cell), "training" if train else "inference", walk,
+                                shapes, ended, 0)
+        if repeat is not None:
+            return repeat(tensors)
+        made = walk(arrays_of(kernel, tensors[0]), self.batch, tensors)
         for y in made[:handed]:
-            y.resize_(*shape, y.shape[1])  # a view would be one more function for autograd
-    return made[:handed], made[handed:handed + last], made[handed + last:]
+            y.resize_(*self.shape, y.shape[1])  # a view would be one more function for autograd
+        return made
+
+    def backward(self, upstream: Sequence[Tensor | None], last: Sequence[Tensor | None], tensors: Sequence[Tensor],
+                 handed: Sequence[Tensor], kept: Sequence[Tensor], needs: tuple[bool, ...]) -> list[Tensor | None]:
+        """`Kernel.backward`, likewise; the gradients have the shapes of the tensors."""
+        outside = (*upstream, *last)
+        there = tuple([d is not None for d in outside])
+        given = [*(d for d in outside if d is not None), *tensors, *handed, *kept]
+        what = needs, there, len(tensors[0].shape)
+        key = self._key(given, what)
+        found = self._known.get(key)
+        if type(found) is _Recorded:
+            return found(given)
+        return self._any_backward(key, what, given, len(upstream), tensors, len(handed), len(kept))
+
+    def _any_backward(self, key: tuple, what: tuple, given: Sequence[Tensor], outputs: int, tensors: Sequence[Tensor],
+                       handed: int, kept: int) -> list[Tensor | None]:
+        kernel, (needs, there, _) = self.kernel, what
+        ends = [outputs, len(there), len(there) + len(tensors), len(there) + len(tensors) + handed]
+
+        def walk(xp, batch, given):
+            left = iter(map(flat, given))
+            parts = [next(left) if here else None for here in there] + list(left)
+            a, b, c, d = ends
+            return kernel.backward(xp, batch, parts[:a], parts[a:b], *parts_of(kernel.cell, parts[b:c]), parts[c:d],
+                                   parts[d:], self.reverse, needs)
+
+        def shapes(made):
+            return [t.shape if need else None for t, need in zip(tensors, needs)]
+
+        sequences = [k < outputs for k, here in enumerate(there) if here] + _sequences(kernel.cell)
+        sequences += [True] * (handed + kept)
+        repeat = self._repeated(key, given, sequences, "backward", walk, shapes, len(tensors), kept)
+        if repeat is not None:
+            return repeat(given)
+        return [None if d is None else d.view(t.shape)
+                for t, d in zip(tensors, walk(arrays_of(kernel, tensors[0]), self.batch, given))]
+
+    def _key(self, given: Sequence[Tensor], what) -> tuple:
+        # A forked child has no team, so it is not to find the programs of its parent.
+        key = (what, torch.get_num_threads(), threads.team() is None)
+        return (*key, *(t.dtype for t in given)) if self.kernel.short else key
+
+    def _repeated(self, key: tuple, given: Sequence[Tensor], sequences: Sequence[bool], loop: str, walk: Callable,
+                  shapes: Callable, first_kept: int, were_kept: int
+                  ) -> Callable[[Sequence[Tensor]], list[Tensor | None]] | None:
+        """The program for this call; None where there is none, or where this is the first such call."""
+        kernel, batch, known, parts = self.kernel, self.batch, self._known, 1
+        if not kernel.on_cpu:
+            return None
+        if not batch.is_dense:
+            team = kernel.team(batch, torch.get_num_threads(), loop)
+            if team is None or batch.live < batch.rows:
+                return None
+            parts = 1 if team[1] else team[0]
+            known = kernel.programs
+            key = (*key, loop, self.reverse, *team, batch.rows, batch.total.bit_length())
+        if key not in known:
+            if known is kernel.programs:
+                _make_room(kernel)
+            known[key] = _WALKED
+            if not AT_ONCE:
+                return None
+        found = known[key]
+        if found is _WALKED:
+            found = known[key] = _record(kernel, batch, given, sequences, walk, shapes, first_kept, were_kept)
+        if found is None or batch.is_dense:
+            return found
+        return partial(found, told=numbers(batch, found.program.names, parts, self.reverse))
 
 
-def backward(kernel: Kernel, batch: Batch, upstream: Sequence[Tensor | None], last: Sequence[Tensor | None],
-             tensors: Sequence[Tensor], handed: Sequence[Tensor], kept: Sequence[Tensor], reverse: bool,
-             needs: tuple[bool, ...]) -> list[Tensor | None]:
-    """`Kernel.backward`, likewise; the gradients have the shapes of the tensors."""
-    outside = (*upstream, *last)
-    there = tuple(d is not None for d in outside)
-    ends = [len(upstream), len(there), len(there) + len(tensors), len(there) + len(tensors) + len(handed)]
-
-    def walk(xp, batch, given):
-        left = iter(map(flat, given))
-        parts = [next(left) if here else None for here in there] + list(left)
-        a, b, c, d = ends
-        return kernel.backward(xp, batch, parts[:a], parts[a:b], *parts_of(kernel.cell, parts[b:c]), parts[c:d],
-                               parts[d:], reverse, needs)
-
-    def shapes(made):
-        return [t.shape if need else None for t, need in zip(tensors, needs)]
-
-    given = [*(d for d in outside if d is not None), *tensors, *handed, *kept]
-    sequences = [k < len(upstream) for k, here in enumerate(there) if here] + _sequences(kernel.cell)
-    sequences += [True] * (len(handed) + len(kept))
-    repeat = _repeated(kernel, batch, given, sequences, reverse, "backward", (needs, there, tensors[0].dim()),
-                       walk, shapes, len(tensors), len(kept))
-    if repeat is not None:
-        return repeat(given)
-    return [None if d is None else d.view(t.shape)
-            for t, d in zip(tensors, walk(arrays_of(kernel, tensors[0]), batch, given))]
+def _make_room(kernel: Kernel) -> None:
+    if len(kernel.programs) >= MOST_PROGRAMS:
+        kernel.programs.clear()
 
 
 def parts_of(cell: Cell, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -132,39 +211,6 @@ def flat(t: Tensor) -> Tensor:
 def _sequences(cell: Cell) -> list[bool]:
     """Of inputs, states and parameters in one list: which grow with the batch."""
     return [e.op == "input" for e in cell.inputs.values()] + [False] * (len(cell.states) + len(cell.families))
-
-
-def _repeated(kernel: Kernel, batch: Batch, given: Sequence[Tensor], sequences: Sequence[bool], reverse: bool,
-              loop: str, what: tuple, walk: Callable, shapes: Callable, first_kept: int, were_kept: int
-              ) -> Callable[[Sequence[Tensor]], list[Tensor | None]] | None:
-    """The program for this call; None where there is none, or where this is the first such call."""
-    if not kernel.on_cpu:
-        return None
-    count, parts = torch.get_num_threads(), 1
-    if batch.is_dense:
-        cut = batch.steps
-    else:
-        team = kernel.team(batch, count, loop)
-        if team is None or batch.live < batch.rows:
-            return None
-        parts = 1 if team[1] else team[0]
-        cut = (*team, batch.total.bit_length())
-    # A forked child has no team, so it is not to find the programs of its parent.
-    key = (loop, reverse, *what, cut, batch.rows, count, threads.team() is None)
-    if kernel.short:
-        key += tuple(t.dtype for t in given)
-    if key not in kernel.programs:
-        if len(kernel.programs) >= MOST_PROGRAMS:
-            kernel.programs.clear()
-        kernel.programs[key] = _WALKED
-        if not AT_ONCE:
-            return None
-    found = kernel.programs[key]
-    if found is _WALKED:
-        found = kernel.programs[key] = _record(kernel, batch, given, sequences, walk, shapes, first_kept, were_kept)
-    if found is None or batch.is_dense:
-        return found
-    return partial(found, told=numbers(batch, found.program.names, parts, reverse))
 
 
 _WALKED = object()  # stands for what has been done once, and not been recorded

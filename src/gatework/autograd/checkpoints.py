@@ -15,7 +15,7 @@ from torch import Tensor
 from ..backends.batch import Batch
 from ..backends.kernel import Kernel
 from ..compiler import Cell
-from . import calls
+from .calls import Call
 
 # Rows in a stretch, at the least, where the distance is not said: shorter products do not fill the machine.
 LEAST_ROWS = 1024
@@ -39,7 +39,7 @@ def forward(kernel: Kernel, batch: Batch, every: int, inputs: Sequence[Tensor], 
         for start, s in zip(starts, states):
             start[number] = s
         part, xs = batch.slice(*span), _stretch(kernel.cell, batch, span, inputs)
-        pieces, states, _ = calls.forward(kernel, part, [*xs, *states, *parameters], (part.total,), reverse, False)
+        pieces, states, _ = Call.of(kernel, part, (part.total,), reverse).forward([*xs, *states, *parameters], False)
         handed = handed or [y.new_empty(batch.total, y.shape[1]) for y in pieces]
         for whole, piece in zip(handed, pieces):
             whole[_places(batch, span)] = piece
@@ -62,9 +62,10 @@ def backward(kernel: Kernel, batch: Batch, every: int, upstream: Sequence[Tensor
         part, places = batch.slice(*span), _places(batch, span)
         first, xs = [s[number] for s in starts], _stretch(cell, batch, span, inputs)
         tensors = [*xs, *first, *parameters]
-        handed, _, kept = calls.forward(kernel, part, tensors, (part.total,), reverse, True)
-        made = calls.backward(kernel, part, [None if d is None else d[places] for d in upstream], last, tensors, handed,
-                              kept, reverse, (*needs[:a], *[True] * (b - a), *needs[b:]))
+        call = Call.of(kernel, part, (part.total,), reverse)
+        handed, _, kept = call.forward(tensors, True)
+        made = call.backward([None if d is None else d[places] for d in upstream], last, tensors, handed, kept,
+                             (*needs[:a], *[True] * (b - a), *needs[b:]))
         last = made[a:b]
         for k, d in enumerate(made):
             if d is None or a <= k < b:

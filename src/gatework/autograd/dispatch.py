@@ -8,16 +8,21 @@ derivatives, and the transforms of `torch.func`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from ..backends import reference
+from ..backends.batch import Batch
 from ..backends.cpu.shape import TILE_ROWS
-from ..backends.cpu.target import target
+from ..backends.cpu.target import Target, target
+from ..backends.kernel import Kernel
 from ..compiler import Cell
-from .functions import FUSED, eager, kernel_of, narrowed
+from . import checkpoints
+from .calls import Call
+from .functions import FUSED, eager, kernel_of, narrowed, run
 from .registered import registered_scan
 
 BACKENDS = ("auto", "cpu", "gpu", "reference")
@@ -67,6 +72,41 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
         handed, last = _short(cell, inputs, states, parameters, *options)
         return handed, [s.bfloat16() for s in last]
     return _run(cell, inputs, states, parameters, *options)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The way that `scan` takes for dense tensors of some shapes and one dtype, with all its choices made."""
+
+    kernel: Kernel
+    shape: tuple[int, int]  # steps, rows
+    machine: Target
+
+    def __call__(self, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor]
+                 ) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
+        """What `scan` returns for tensors of these shapes; None where another way is due now."""
+        if not _is_usual() or target() is not self.machine:
+            return None
+        return run(Call.of(self.kernel, Batch.dense(*self.shape), self.shape, False), (x, *states, *parameters))
+
+
+def planned(cell: Cell, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor], backend: str,
+            checkpoint_every: int | str | None) -> Plan | None:
+    """The plan for tensors like these, of one dtype; None where `scan` makes no use of the CPU's kernels as they are,
+    or keeps checkpoints."""
+    if (backend not in ("auto", "cpu") or not x.is_cpu or x.dtype not in FUSED or not _is_usual()
+            or any(f.kind == "Blocks" for f in cell.families.values())):
+        return None
+    steps, rows = x.shape[:2]
+    if checkpoints.distance(steps, rows, checkpoint_every) < steps:
+        return None
+    return Plan(kernel_of(cell, (cell.output,), [x], states, parameters), (steps, rows), target())
+
+
+def _is_usual() -> bool:
+    """Whether nobody asks for other dtypes, transforms or compiles what is called."""
+    return not (torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active()
+                or torch.compiler.is_compiling())
 
 
 def _multiplies_bfloat16(like: Tensor, backend: str) -> bool:

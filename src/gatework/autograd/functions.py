@@ -14,9 +14,9 @@ from ..backends.batch import Batch
 from ..backends.cpu.target import Target, target
 from ..backends.kernel import Kernel
 from ..compiler import Cell
-from . import calls, checkpoints, lasting
+from . import checkpoints, lasting
 from .arrays import arrays_of
-from .calls import flat, parts_of
+from .calls import Call, flat, parts_of
 
 FUSED = {torch.float32: 4, torch.float64: 8}
 
@@ -40,20 +40,32 @@ def batch_of(like: Tensor, rows: int, counts: Sequence[int] | None) -> Batch:
 
 
 def eager(kernel: Kernel, inputs, states, parameters, reverse, counts, checkpoint_every):
-    handed_out = len(kernel.scan.outputs)
     batch = batch_of(inputs[0], len(states[0]), counts)
     shape = inputs[0].shape[:2] if counts is None else (batch.total,)
     tensors = (*inputs, *states, *parameters)
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
-        lasting.let_go()
-        handed, last, _ = calls.forward(kernel, batch, tensors, shape, reverse, False)
-        return handed, last
     every = checkpoints.distance(batch.steps, batch.rows, checkpoint_every)
-    if every >= batch.steps:
-        made = _Scan.apply(kernel, batch, reverse, shape, *tensors)
-        return made[:handed_out], made[handed_out:]
+    if every >= batch.steps or not _differentiates(tensors):
+        return run(Call.of(kernel, batch, shape, reverse), tensors)
     made = _Checkpointed.apply(kernel, batch, reverse, every, *map(flat, inputs), *states, *parameters)
-    return [y.view(*shape, y.shape[1]) for y in made[:handed_out]], made[handed_out:]
+    handed = len(kernel.scan.outputs)
+    return [y.view(*shape, y.shape[1]) for y in made[:handed]], made[handed:]
+
+
+def run(call: Call, tensors: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Outputs and last states, differentiable if somebody may ask for that."""
+    if _differentiates(tensors):
+        made, handed = _Scan.apply(call, *tensors), len(call.kernel.scan.outputs)
+        return made[:handed], made[handed:]
+    lasting.let_go()
+    return call.forward(tensors, False)[:2]
+
+
+def _differentiates(tensors: tuple[Tensor, ...]) -> bool:
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t.requires_grad:
+                return True
+    return False
 
 
 def kernel_of(cell: Cell, outputs: tuple[str, ...], inputs, states, parameters, on_gpu: bool = False,
@@ -74,17 +86,28 @@ def shapes_of(inputs, states, parameters) -> list[int]:
 def kernel_of_shapes(cell: Cell, outputs: tuple[str, ...], shapes: tuple[int, ...], dtype: torch.dtype,
                      machine: Target | None, short: bool = False) -> Kernel:
     """The same from the features of every tensor; `machine` is the CPU, or None for a GPU."""
-    left = iter(shapes)
-    sizes = {}
-    for e in (*cell.inputs.values(), *cell.states.values()):
-        sizes |= dict.fromkeys(e.dims, next(left))
-    for family in cell.families.values():
-        sizes[family.rows] = next(left) // len(family.gates)
-        if family.columns:
-            sizes[family.columns] = next(left)
+    sizes = _sizes(cell, shapes)
     if machine is None:
         return _gpu().kernel_for(cell, sizes, dtype, outputs)
     return cpu.kernel_for(cell, sizes, FUSED[dtype], outputs, short)
+
+
+def _sizes(cell: Cell, shapes: tuple[int, ...]) -> dict[str, int]:
+    """The lengths of a cell's sizes. Raises ValueError where a parameter has another shape than these need: the loops
+    would read what is not its own."""
+    left, sizes = list(shapes), {}
+    for e in (*cell.inputs.values(), *cell.states.values()):
+        sizes |= dict.fromkeys(e.dims, left.pop(0))
+    for family in cell.families.values():
+        count, dims = len(family.gates), [family.rows, family.columns][:1 + bool(family.columns)]
+        shape, left = left[:len(dims)], left[len(dims):]
+        for size, length in zip(dims, [n / k for n, k in zip(shape, (count, 1))]):
+            sizes.setdefault(size, int(length))
+        if shape != [sizes.get(size, 0) * k for size, k in zip(dims, (count, 1))]:
+            known = ", ".join(f"{name} = {length}" for name, length in sizes.items())
+            raise ValueError(f"parameter {family.name} of {cell.name} has the shape {shape}; needed is "
+                             f"[{f'{count} * ' * (count > 1)}{', '.join(dims)}] with {known}")
+    return sizes
 
 
 def _gpu() -> ModuleType:
@@ -101,9 +124,9 @@ class _Scan(torch.autograd.Function):
     """A whole sequence, with all that its derivative needs."""
 
     @staticmethod
-    def forward(ctx, kernel: Kernel, batch: Batch, reverse: bool, shape: tuple[int, ...], *tensors: Tensor):
-        handed, last, kept = calls.forward(kernel, batch, tensors, shape, reverse, True)
-        ctx.of = kernel, batch, reverse
+    def forward(ctx, call: Call, *tensors: Tensor):
+        handed, last, kept = call.forward(tensors, True)
+        ctx.call = call
         ctx.kept_at = [k.data_ptr() for k in kept]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *handed, *kept)
@@ -111,22 +134,21 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        kernel, batch, reverse = ctx.of
-        needs, saved, outputs = ctx.needs_input_grad[4:], ctx.saved_tensors, len(kernel.scan.outputs)
-        count = len(needs)
+        call, needs, saved = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
+        count, outputs = len(needs), len(call.kernel.scan.outputs)
         tensors, handed, kept = saved[:count], saved[count:count + outputs], saved[count + outputs:]
         upstream, last = gradients[:outputs], gradients[outputs:]
         if torch.is_grad_enabled():
             upstream = [None if d is None else d.flatten(0, -2) for d in upstream]
-            return *[None] * 4, *_differentiable(kernel, batch, reverse, tensors, [*upstream, *last], needs)
+            return None, *_differentiable(call.kernel, call.batch, call.reverse, tensors, [*upstream, *last], needs)
         again = torch._C._autograd._get_current_graph_task_keep_graph()
         if again:
-            xp = arrays_of(kernel, tensors[0])
+            xp = arrays_of(call.kernel, tensors[0])
             kept = [xp.copy(k) for k in kept]  # another backward pass may follow, and this one writes over them
-        made = calls.backward(kernel, batch, upstream, last, tensors, handed, kept, reverse, needs)
+        made = call.backward(upstream, last, tensors, handed, kept, needs)
         if not again:
             lasting.leave(kept, ctx.kept_at)
-        return *[None] * 4, *made
+        return None, *made
 
 
 def _differentiable(kernel: Kernel, batch: Batch, reverse, tensors, gradients, needs) -> list[Tensor | None]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..backends.cpu.target import target
 from ..compiler import Cell
-from . import calls, checkpoints
-from .calls import flat, parts_of
+from . import checkpoints
+from .calls import Call, flat, parts_of
 from .functions import batch_of, kernel_of, kernel_of_shapes, narrowed, shapes_of
 
 _cells: dict[str, Cell] = {}
@@ -71,7 +71,8 @@ def _scan(name, outputs, inputs, states, parameters, reverse, sizes, every, on_g
             kept.extend(starts)
         else:
             shape = xs[0].shape[:-1]
-            handed, last, more = calls.forward(k, batch, [*xs, *states, *parameters], shape, reverse, train)
+            call = Call.of(k, batch, shape, reverse)
+            handed, last, more = call.forward([*xs, *states, *parameters], train)
             # Shapes must not depend on the sizes: as long as the sequences, if not all of it is in use.
             kept.extend(m if len(m) == places else torch.cat([m, m.new_zeros(places - len(m), m.shape[1])])
                         for m in more)
@@ -138,8 +139,9 @@ def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, ever
         made = checkpoints.backward(kernel, batch, every, upstream, last, xs, states, parameters,
                                     kept[len(names):], reverse, needs)
     else:
-        made = calls.backward(kernel, batch, upstream, last, [*xs, *states, *parameters], used(kept[:len(names)]),
-                              [k.clone() for k in used(kept[len(names):])], reverse, tuple(needs))
+        made = Call.of(kernel, batch, (batch.total,), reverse).backward(
+            upstream, last, [*xs, *states, *parameters], used(kept[:len(names)]),
+            [k.clone() for k in used(kept[len(names):])], tuple(needs))
     whole = []
     for t, d in zip(tensors, made):
         if d is not None and d.numel() < t.numel():

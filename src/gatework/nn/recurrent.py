@@ -24,6 +24,7 @@ from .arguments import (
 )
 from .initialise import Initialisation
 from .options import check_options, lengths_of_sizes
+from .plain import Plain
 from .ragged import Ragged
 from .regularise import Regularisation
 
@@ -145,7 +146,7 @@ class Recurrent(torch.nn.Module):
 
     def _register_cells(self) -> None:
         """Make known to compilers whatever a call may run."""
-        self.cell = register(self.cell)
+        self.cell, self._plain = register(self.cell), Plain()
         random = Regularisation(self.cell, self.zoneout, self.recurrent_dropout, self.variational_dropout,
                                 self.weight_dropout)
         self._random = random or None  # None: nothing to look at in any call
@@ -168,15 +169,13 @@ class Recurrent(torch.nn.Module):
         return self.sizes[self.cell.states[self.cell.output].dims[0]] * (1 + self.bidirectional)
 
     def _length(self, size: str, layer: int) -> int:
-        if size == "I" and layer > 0:
-            return self.output_size
-        return self.sizes[size]
+        return self.output_size if size == "I" and layer > 0 else self.sizes[size]
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}"] + ([f"_l{layer}_reverse"] if self.bidirectional else [])
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_cells", "_random")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_cells", "_random", "_plain")}
 
     def __setstate__(self, state) -> None:
         super().__setstate__(state)
@@ -216,12 +215,16 @@ class Recurrent(torch.nn.Module):
 
     def forward(self, input: Tensor | PackedSequence, hx=None, *, lengths: Sequence[int] | Tensor | None = None,
                 resets: Tensor | None = None, record: bool | str | Sequence[str] | None = None, **inputs: Tensor):
+        plain = (hx is None and lengths is None and resets is None and record is None and not inputs
+                 and not torch.compiler.is_compiling())
+        made = self._plain(self, input) if plain else None
+        if made is not None:
+            return made
         recorded = recorded_names(self.cell, record)
         if isinstance(input, PackedSequence):
             check_packed(self, input, lengths, resets, inputs)
             call = _Call(int(input.batch_sizes[0]), recorded, Ragged.of_packed(input))
-            states = self._first_states(hx, call, input.data)
-            output, last, records = self._layers(input.data, states, call)
+            output, last, records = self._layers(input.data, self._first_states(hx, call, input.data), call)
 
             def form(y: Tensor):
                 return PackedSequence(y, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
@@ -242,6 +245,8 @@ class Recurrent(torch.nn.Module):
             states = states if hx is None else self._begin_anew(states, resets, lengths, call)
             call.resets = self._after_steps(resets, lengths, call)
         output, last, records = self._layers(self._lay_out(input, call), states, call)
+        if plain:
+            self._plain.settle(self, input)
 
         def pad(y: Tensor) -> Tensor:
             if call.ragged is not None:
@@ -366,8 +371,7 @@ class Recurrent(torch.nn.Module):
             inputs += [call.resets[reverse], *(getattr(self, n).expand(call.rows, -1) for n in self._initial_names[k])]
         outputs = (self.cell.output, *(n for n in call.recorded if n != self.cell.output))
         handed, last = scan(cell, inputs, states, parameters, reverse, self.backend, outputs=outputs,
-                            sizes=None if call.ragged is None else call.ragged.sizes,
-                            checkpoint_every=self.checkpoint_every)
+                            sizes=call.ragged and call.ragged.sizes, checkpoint_every=self.checkpoint_every)
         return dict(zip(outputs, handed)), last
 
     def _state_shapes(self, rows: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -1,0 +1,244 @@
+"""Plain calls, which go the short way once one like them has gone the whole one: the same bits, and never outdated."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch.nn.utils import parametrize
+
+import gatework
+from gatework.autograd import functions
+from gatework.backends.cpu.target import _host
+from gatework.nn import plain
+
+
+@pytest.fixture
+def short_ways(monkeypatch):
+    """Which calls went the short way."""
+    taken, call = [], plain.Plain.__call__
+
+    def spy(self, layer, x):
+        made = call(self, layer, x)
+        taken.append(made is not None)
+        return made
+
+    monkeypatch.setattr(plain.Plain, "__call__", spy)
+    return taken
+
+
+@pytest.fixture
+def whole_way(monkeypatch):
+    """Run something without a short way."""
+    def run(function, *given):
+        with monkeypatch.context() as patch:
+            patch.setattr(plain.Plain, "__call__", lambda *_: None)
+            return function(*given)
+    return run
+
+
+def results(layer, x):
+    """The output, the last states, and the gradients of x and of all parameters."""
+    x = x.detach().requires_grad_()
+    output, last = layer(x)
+    states = [last] if isinstance(last, torch.Tensor) else list(last)
+    total = output.sin().sum() + sum(s.cos().sum() for s in states)
+    return [output, *states, *torch.autograd.grad(total, [x, *layer.parameters()])]
+
+
+LAYERS = {
+    "lstm": lambda **o: gatework.nn.LSTM(5, 33, **o),
+    "rnn": lambda **o: gatework.nn.RNN(5, 33, **o),
+    "gru": lambda **o: gatework.nn.GRU(5, 33, **o),
+    "layer-norm": lambda **o: gatework.nn.LayerNormLSTM(5, 33, **o),
+    "projected": lambda **o: gatework.nn.LSTM(5, 33, proj_size=7, **o),
+}
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 5), (1, 3, 5), (7, 1, 5), (6, 3, 5)], ids=str)
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_the_short_way_gives_the_bits_of_the_whole_one(make, shape, dtype, batch_first, short_ways, whole_way):
+    layer, x = make(batch_first=batch_first, dtype=dtype), torch.randn(shape, dtype=dtype)
+    for values in (x, x.flip(0).contiguous(), x.transpose(0, 1).contiguous().transpose(0, 1)):
+        for _ in range(4):  # once walked, once recorded, then by the program
+            found = results(layer, values)
+        expected = whole_way(results, layer, values)
+        assert [y.shape for y in found] == [y.shape for y in expected]
+        assert all(map(torch.equal, found, expected))
+        with torch.no_grad():
+            assert torch.equal(layer(values)[0], whole_way(layer, values)[0])
+    assert short_ways[:2] == [False, True]
+
+
+def test_what_is_not_plain_goes_the_whole_way(short_ways):
+    x = torch.randn(4, 3, 5)
+    for layer in (gatework.nn.LSTM(5, 8, num_layers=2), gatework.nn.LSTM(5, 8, bidirectional=True),
+                  gatework.nn.LSTM(5, 8, initial_state=True), gatework.nn.LSTM(5, 8, zoneout=0.1),
+                  gatework.nn.LSTM(5, 8, backend="reference"), gatework.nn.LSTM(5, 8, checkpoint_every=2),
+                  gatework.nn.Recurrent(gatework.cells.slstm, 5, 8, sizes={"D": 4})):
+        for _ in range(3):
+            layer(x)
+    layer = gatework.nn.LSTM(5, 8)
+    for _ in range(3):
+        layer(x[:, 0])  # unbatched: a plain call inside, of one row
+    assert not any(short_ways[:-5])
+    short_ways.clear()
+    for _ in range(3):
+        layer(x, lengths=[4, 2, 1])
+        layer(x, resets=torch.zeros(4, 3, dtype=torch.bool))
+        layer(x, record=True)
+        layer(x, (torch.zeros(1, 3, 8), torch.zeros(1, 3, 8)))
+    assert not short_ways
+
+
+@pytest.fixture
+def used():
+    """A layer that has been called, and its input."""
+    layer, x = gatework.nn.LSTM(5, 8), torch.randn(4, 3, 5)
+    for _ in range(3):
+        layer(x)
+    return layer, x
+
+
+def test_weights_that_have_changed_are_those_of_the_next_call(used, whole_way):
+    layer, x = used
+    other = gatework.nn.LSTM(5, 8)
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x)[0], whole_way(other, x)[0])
+    layer.weight_ih_l0 = torch.nn.Parameter(torch.randn(32, 5))
+    assert torch.equal(layer(x)[0], whole_way(layer, x)[0])
+    layer.bias_hh_l0.data = torch.randn(32)
+    assert torch.equal(layer(x)[0], whole_way(layer, x)[0])
+
+
+def test_a_layer_of_another_dtype_refuses_the_input_that_it_took_before(used):
+    layer, x = used
+    layer.double()
+    with pytest.raises(ValueError, match="torch.float32"):
+        layer(x)
+    assert layer(x.double())[0].dtype == torch.float64
+
+
+def test_a_parameter_of_another_shape_is_refused_and_never_read(used):
+    layer, x = used
+    layer.weight_hh_l0.data = torch.randn(4, 1)
+    with pytest.raises(ValueError, match=r"parameter U of lstm has the shape \[4, 1\].* H = 8"):
+        layer(x)
+
+
+def test_options_that_are_set_later_hold_for_the_next_call(used, short_ways):
+    layer, x = used
+    expected = layer(x)[0]
+    layer.backend = "reference"
+    torch.testing.assert_close(layer(x)[0], expected)
+    layer.backend, layer.batch_first = "auto", True
+    assert layer(x)[1][0].shape == (1, 4, 8)
+    layer.batch_first, layer.checkpoint_every = False, 2
+    torch.testing.assert_close(layer(x)[0], expected)
+    assert short_ways == [True, False, False, False]
+
+
+def test_a_parametrization_that_comes_later_is_used(used):
+    class Twice(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    layer, x = used
+    doubled = copy.deepcopy(layer)
+    with torch.no_grad():
+        doubled.weight_hh_l0 *= 2
+    parametrize.register_parametrization(layer, "weight_hh_l0", Twice())
+    for _ in range(2):
+        assert torch.equal(layer(x)[0], doubled(x)[0])
+
+
+def test_autocast_and_transforms_go_the_whole_way(used):
+    layer, x = used
+    expected = layer(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x)[0].dtype == torch.bfloat16
+    outputs = torch.vmap(lambda x: layer(x)[0])(torch.stack([x, x]))
+    torch.testing.assert_close(outputs, expected.expand(2, *expected.shape))
+    weights = {name: 0 * p for name, p in layer.named_parameters()}
+    assert not torch.func.functional_call(layer, weights, x)[0].any()
+
+
+def test_an_output_has_a_graph_only_where_somebody_asks(used):
+    layer, x = used
+    assert layer(x)[0].requires_grad
+    layer.requires_grad_(False)
+    assert not layer(x)[0].requires_grad
+    assert layer(x.requires_grad_())[0].requires_grad
+    with torch.inference_mode():
+        assert layer(x)[0].is_inference()
+
+
+def test_another_choice_of_vectors_is_compiled_anew(used, short_ways, monkeypatch):
+    layer, x = used
+    assert len(_host()) > 1
+    monkeypatch.setenv("GATEWORK_VECTOR", list(_host())[-1])
+    narrow = layer(x)[0]
+    assert short_ways == [False]
+    monkeypatch.delenv("GATEWORK_VECTOR")
+    torch.testing.assert_close(narrow, layer(x)[0])
+
+
+def test_copies_go_ways_of_their_own(used):
+    layer, x = used
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        other.weight_hh_l0 += 1
+    assert not torch.equal(other(x)[0], layer(x)[0])
+    assert other._plain is not layer._plain
+
+
+def test_kinds_of_calls_do_not_pile_up(used, monkeypatch):
+    monkeypatch.setattr(plain, "MOST_KINDS", 4)
+    layer, _ = used
+    for steps in range(1, 20):
+        layer(torch.randn(steps, 2, 5))
+        assert len(layer._plain._known) <= 4
+
+
+def test_first_states_that_calls_share_stay_zero(used):
+    layer, x = used
+    for _ in range(3):
+        output, (h, c) = layer(x)
+        h.data.fill_(7.0)
+        c.data.fill_(7.0)
+        output.data.fill_(7.0)
+    assert not any(s.any() for settled in layer._plain._known.values() for s in settled.first)
+
+
+def test_threads_call_one_layer_at_the_same_time(used):
+    layer, x = used
+    expected = results(layer, x)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: results(layer, x), range(60)))
+    assert all(all(map(torch.equal, made, expected)) for made in found)
+
+
+def test_the_gradients_of_gradients_are_those_of_the_reference_backend(used):
+    layer, x = used
+    reference = copy.deepcopy(layer)
+    reference.backend = "reference"
+
+    def second(layer):
+        z = x.clone().requires_grad_()
+        first, = torch.autograd.grad(layer(z)[0].sin().sum(), z, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), list(layer.parameters()))
+
+    for a, b in zip(second(layer), second(reference)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # of float32
+
+
+def test_the_short_way_is_the_kernel_that_the_whole_one_takes(used, monkeypatch):
+    layer, x = used
+    seen, run = [], functions.Call.forward
+    monkeypatch.setattr(functions.Call, "forward", lambda call, *a: seen.append(call) or run(call, *a))
+    layer(x)
+    monkeypatch.setattr(plain.Plain, "__call__", lambda *_: None)
+    layer(x)
+    assert seen[0] is seen[1]
