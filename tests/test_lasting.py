@@ -94,6 +94,11 @@ def test_a_graph_that_is_dropped_and_a_pass_without_gradients_hold_nothing(layer
     assert not lasting._free
 
 
+def test_memory_of_another_device_stays_with_torch():
+    lasting.leave([torch.empty(1000, device="meta")], [0])
+    assert not lasting._free
+
+
 def test_tensors_that_hooks_have_moved_are_not_taken(layer):
     x = torch.randn(20, 4, 5)
     wanted = gradients(layer, x)
