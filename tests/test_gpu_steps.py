@@ -51,7 +51,7 @@ def read_out(x: Input, h: State, c: State, W: Matrix, U: Matrix, V: Matrix):
 @pytest.mark.parametrize("equations", [*EDGES, read_out])
 def test_cells_at_the_edge_of_the_notation(equations, resident, monkeypatch):
     if resident:
-        monkeypatch.setattr(kernel, "MOST_RESIDENT", 1 << 16)
+        monkeypatch.setattr(kernel, "MOST_RESIDENT", 1 << 17)
     example = Example(trace(equations), 4, 3, 5, 19, torch.float32)
     found = example._results(torch.float32, lambda *parts: autograd.scan(example.cell, *parts, True, "gpu"))
     assert_close(found, example.expected(True), BOUND)

@@ -28,8 +28,8 @@ from gatework.nn import GRU, LSTM, PeepholeLSTM, Recurrent
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the loops in eager torch
 from peers import EAGER  # noqa: E402
 
-# T, B, I, H of issue 6, and smaller ones around them. Up to H = 128 the weights of the loop stay in one program; beyond
-# that every step is a product and a kernel.
+# T, B, I, H of issue 6, and smaller ones around them. Up to H = 64, in halves 128, the weights of the loop stay in one
+# program; beyond that every step is a product and a kernel.
 SIZES = [(100, 32, 64, 64), (1024, 16, 128, 128), (2048, 8, 128, 128), (64, 4096, 128, 128), (100, 64, 32, 32),
          (100, 32, 256, 256), (365, 256, 256, 256), (100, 64, 512, 512), (35, 20, 650, 650), (1024, 16, 768, 768)]
 STEPS = (8, 16, 192, 192)  # every cell is checked at this size too

@@ -13,12 +13,15 @@ from .. import kernel
 from ..batch import Batch
 from ..plan import Loop
 from .load import load, words
-from .source import LEAST, resident_values, signature, write
+from .source import LEAST, longest_operand, resident_values, signature, write
 from .steps import Steps
 
-# Values of weights that a program can keep at hand: what 256 KB of registers and as much shared memory hold in float32,
-# less room to work in. An estimate, not measured.
-MOST_RESIDENT = 1 << 16
+# Bytes of weights that a program keeps at hand, in shared memory, beside room for its operands; and the longest operand
+# of float32, whose products are unrolled: beyond it registers are spilled by kilobytes. From what the compiler says
+# (`benchmarks/gpu/offline.py`), not measured.
+MOST_RESIDENT, ROOM = 1 << 17, 20 << 10
+LONGEST = {torch.float32: 64}
+SHARED = 227 << 10  # bytes that a program of an H100 may have
 # The types of the tensors, with the type that a kernel computes in.
 SERVED = {torch.float32: "float32", torch.bfloat16: "float32", torch.float16: "float32"}
 
@@ -32,7 +35,7 @@ class Compiled:
         self.runs = [load(self.source).run]
         self.buffers, self.edges, self.matrices = signature(loop)
         self.sequences = [n for n in self.buffers if loop.buffers[n].kind == "sequence"]
-        self.warps = 8 if resident_values(loop) > 1 << 14 else 4
+        self.warps = 8 if resident_values(loop) >= 1 << 14 else 4
 
     def suited(self, xp, batch: Batch) -> list[Compiled]:
         return [self]
@@ -48,10 +51,12 @@ class Compiled:
         if span != (0, batch.steps):
             raise ValueError(f"all steps run in one launch; asked for were {span} of {batch.steps}")
         strides = [0 if n in still else self.loop.buffers[n].width for n in self.sequences]
-        self.runs[0][-(-batch.rows // LEAST),](
-            *words(batch, xp.device), batch.steps, batch.steps - 1 if from_end else 0, batch.rows,
-            *(arrays[n] for n in self.buffers), *strides, *(edges[n] for n in self.edges), *weights, FROM_END=from_end,
-            ROWS=LEAST, PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee", num_warps=self.warps)
+        with torch.cuda.device_of(arrays[self.buffers[0]]):  # Triton launches on the current one
+            self.runs[0][-(-batch.rows // LEAST),](
+                *words(batch, xp.device), batch.steps, batch.steps - 1 if from_end else 0, batch.rows,
+                *(arrays[n] for n in self.buffers), *strides, *(edges[n] for n in self.edges), *weights,
+                FROM_END=from_end, ROWS=LEAST, num_warps=self.warps,
+                PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee")
         return True
 
 
@@ -63,14 +68,29 @@ class Kernel(kernel.Kernel):
         self.dtype, self.on_cpu = dtype, False
 
     def compile(self, loop: Loop) -> Compiled | Steps:
-        if resident_values(loop) <= MOST_RESIDENT:
+        if self._fits(loop):
             return Compiled(loop, self.cell, self.dtype)
         return Steps(loop, self.cell, SERVED[self.dtype])
+
+    def _fits(self, loop: Loop) -> bool:
+        """Whether a program can keep the weights of a loop."""
+        most = min(MOST_RESIDENT, _shared_bytes() - ROOM)
+        return (resident_values(loop) * self.dtype.itemsize <= most
+                and longest_operand(loop) <= LONGEST.get(self.dtype, MOST_RESIDENT))
 
     def sources(self) -> dict[str, str]:
         """The source of the loops that training runs."""
         return {name: write(plan.loop, self.cell, SERVED[self.dtype]) for name, plan in
                 (("forward", self._training_plan), ("backward", self._backward_plan))}
+
+
+@cache
+def _shared_bytes() -> int:
+    """Shared memory that a program may have: on the smallest GPU here, or on an H100 where there is none."""
+    if not torch.cuda.is_available():
+        return SHARED
+    return min(torch.cuda.get_device_properties(k).shared_memory_per_block_optin
+               for k in range(torch.cuda.device_count()))
 
 
 def check(like: torch.Tensor) -> None:

@@ -33,6 +33,11 @@ def resident_values(loop: Loop) -> int:
     return sum(padded(loop.sizes[m.dims[0]]) * padded(loop.sizes[m.dims[1]]) for m, _ in _factors(loop))
 
 
+def longest_operand(loop: Loop) -> int:
+    """Values that a product of the loop adds up, with their padding."""
+    return max((padded(loop.sizes[m.dims[1 if flag == "N" else 0]]) for m, flag in _factors(loop)), default=0)
+
+
 def write(loop: Loop, cell: Cell, accurate: str = "float32") -> str:
     """The source of `run`, which computes in the type `accurate`; `signature` says what it takes."""
     return _Resident(loop, cell, accurate).text()

@@ -137,8 +137,9 @@ class _Call:
                     out[:, (slot - p.first) * size:(slot - p.first + 1) * size] = 0.0
                 out += made
                 begun |= slots
-            stage[-(-rows // steps.rows),](*self.places, t, *pointers, sums, self.scratch, FROM_END=self.from_end,
-                                           ROWS=steps.rows)
+            with torch.cuda.device_of(sums):  # Triton launches on the current one
+                stage[-(-rows // steps.rows),](*self.places, t, *pointers, sums, self.scratch, FROM_END=self.from_end,
+                                               ROWS=steps.rows)
 
     def _operand(self, e: Expr, t: int, rows: int) -> Tensor:
         """What is multiplied in a turn, [rows, size]."""

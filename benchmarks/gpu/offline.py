@@ -1,0 +1,111 @@
+"""What Triton's compiler makes of the kernels, on a machine without a GPU.
+
+    python benchmarks/gpu/offline.py                          every cell of the catalogue, as JSON lines
+    python benchmarks/gpu/offline.py lstm gru --units 128     some cells, for another size
+
+For each loop, type and form: registers of a thread, bytes that are spilled, bytes of shared memory. It shows that the
+code is valid for such a GPU, and nothing of its results and speed. Each cell has a process of its own, since a compiler
+that fails an assertion ends it. Ends with 1 if anything was not compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from gatework import cells  # noqa: E402
+from gatework.backends import gpu  # noqa: E402
+from gatework.backends.gpu.kernel import SERVED, Compiled  # noqa: E402
+from gatework.backends.gpu.source import LEAST  # noqa: E402
+from gatework.backends.gpu.steps import Steps  # noqa: E402
+from gatework.compiler import split, trace  # noqa: E402
+
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+
+
+def kernels(loop: Compiled | Steps, dtype: torch.dtype) -> list[tuple[object, list[str], int, int]]:
+    """The functions of a loop, with the types that they are given, rows of a program, and warps."""
+    given, buffers = POINTERS[dtype], loop.loop.buffers
+    strides = ["i32"] * len(loop.sequences)
+    if isinstance(loop, Compiled):
+        types = ["*i64", "*i64", "i32", "i32", "i32", *[given] * len(buffers), *strides,
+                 *[given] * (len(loop.edges) + len(loop.matrices))]
+        return [(loop.runs[0], types, LEAST, loop.warps)]
+    wide = POINTERS[loop.accurate]
+    types = ["*i64", "*i64", "i32", *(wide if b.kind == "rows" else given for b in buffers.values()), *strides,
+             *[given] * len(loop.edges), *[wide] * (2 * len(loop.carried) + 2)]
+    return [(run, types, loop.rows, 4) for run in loop.runs]
+
+
+def compiled(function, types: list[str], rows: int, warps: int, arch: int, from_end: bool) -> dict:
+    constants = {"FROM_END": from_end, "ROWS": rows, "PRECISION": "ieee"}
+    names = function.arg_names
+    constants = {name: value for name, value in constants.items() if name in names}
+    signature = dict(zip(names, types + ["constexpr"] * len(constants), strict=True))
+    aligned = {(k,): [["tt.divisibility", 16]] for k, kind in enumerate(types) if kind.startswith("*")}
+    made = triton.compile(ASTSource(function, signature, constants, aligned), target=GPUTarget("cuda", arch, 32),
+                          options={"num_warps": warps})
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "kernel.ptx"
+        text.write_text(made.asm["ptx"])
+        machine = re.search(r"\.target (\w+)", made.asm["ptx"])[1]
+        said = subprocess.run([PTXAS, "-v", f"--gpu-name={machine}", text, "-o", os.devnull], text=True, check=True,
+                              capture_output=True).stderr
+    return {"registers": int(re.search(r"Used (\d+) registers", said)[1]),
+            "spilled": int(re.search(r"(\d+) bytes spill stores", said)[1]), "shared": made.metadata.shared}
+
+
+def compile_cell(name: str, units: int, arch: int) -> None:
+    """Print a JSON object for every kernel of a cell."""
+    cell = trace(getattr(cells, name))
+    for dtype in POINTERS:
+        kernel = gpu.Kernel(split(cell), dict.fromkeys(cell.sizes, units), dtype)
+        for direction, plan in (("forward", kernel._training_plan), ("backward", kernel._backward_plan)):
+            for form, loop in (("resident", Compiled(plan.loop, cell, dtype)),
+                               ("steps", Steps(plan.loop, cell, SERVED[dtype]))):
+                chosen = type(kernel.compile(plan.loop)) is type(loop)
+                for number, (function, *how) in enumerate(kernels(loop, dtype)):
+                    found = {"cell": name, "type": str(dtype), "loop": direction, "form": form, "chosen": chosen,
+                             "stage": number}
+                    found |= compiled(function, *how, arch, direction == "backward")
+                    print(json.dumps(found), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cells", nargs="*", help="all of the catalogue, if none is named")
+    parser.add_argument("--units", type=int, default=64, help="the length of every size of a cell")
+    parser.add_argument("--arch", type=int, default=90, help="90 is an H100, 80 an A100")
+    parser.add_argument("--here", action="store_true", help="compile in this process")
+    options = parser.parse_args()
+    names = options.cells or cells.__all__
+    if options.here:
+        for name in names:
+            compile_cell(name, options.units, options.arch)
+        return
+    failed = []
+    for name in names:
+        done = subprocess.run([sys.executable, __file__, "--here", name, f"--units={options.units}",
+                               f"--arch={options.arch}"], stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            failed.append(name)
+            print(json.dumps({"cell": name, "failed": done.stderr[-2000:]}), flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
