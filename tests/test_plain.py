@@ -18,8 +18,8 @@ def short_ways(monkeypatch):
     """Which calls went the short way."""
     taken, call = [], plain.Plain.__call__
 
-    def spy(self, layer, x):
-        made = call(self, layer, x)
+    def spy(self, *given):
+        made = call(self, *given)
         taken.append(made is not None)
         return made
 
@@ -37,13 +37,17 @@ def whole_way(monkeypatch):
     return run
 
 
-def results(layer, x):
-    """The output, the last states, and the gradients of x and of all parameters."""
+def as_list(states) -> list[torch.Tensor]:
+    return [states] if isinstance(states, torch.Tensor) else list(states)
+
+
+def results(layer, x, hx=None, record=None):
+    """The output, last states and recorded values, and the gradients of what is given and of all parameters."""
     x = x.detach().requires_grad_()
-    output, last = layer(x)
-    states = [last] if isinstance(last, torch.Tensor) else list(last)
-    total = output.sin().sum() + sum(s.cos().sum() for s in states)
-    return [output, *states, *torch.autograd.grad(total, [x, *layer.parameters()])]
+    given = [x, *(h for h in as_list(hx or ()) if h.requires_grad), *layer.parameters()]
+    output, last, *records = layer(x, hx, record=record)
+    made = [output, *as_list(last), *(y for named in records for y in named.values())]
+    return [*made, *torch.autograd.grad(sum((k + y).sin().sum() for k, y in enumerate(made)), given)]
 
 
 LAYERS = {
@@ -72,6 +76,45 @@ def test_the_short_way_gives_the_bits_of_the_whole_one(make, shape, dtype, batch
     assert short_ways[:2] == [False, True]
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("record", [None, (), "h", True], ids=str)
+@pytest.mark.parametrize("make", [LAYERS["lstm"], LAYERS["projected"]], ids=["lstm", "projected"])
+def test_given_states_and_recorded_values_go_the_short_way(make, record, learned, batch_first, short_ways, whole_way):
+    layer = make(batch_first=batch_first)
+    x = torch.randn(*((3, 6) if batch_first else (6, 3)), 5)
+    layer(x, record=record)
+    sizes = [layer.sizes[e.dims[0]] for e in layer.cell.states.values()]
+    for _ in range(3):
+        hx = tuple(torch.randn(1, 3, n, requires_grad=learned) for n in sizes)
+        found = results(layer, x, hx, record)
+        expected = whole_way(results, layer, x, hx, record)
+        assert all(map(torch.equal, found, expected))
+    assert short_ways == [False, True, True, True]
+    assert len(layer(x, hx, record=record)) == (2 if record is None else 3)
+    if record is True:
+        assert list(layer(x, record=True)[2]) == list(whole_way(lambda: layer(x, record=True))[2])
+
+
+def test_states_that_do_not_fit_are_refused_as_ever(used):
+    layer, x = used
+    for hx, message in (((torch.zeros(1, 2, 8), torch.zeros(1, 3, 8)), "needed is"), (torch.zeros(1, 3, 8), "tuple"),
+                        ((torch.zeros(1, 3, 8).double(), torch.zeros(1, 3, 8)), "float64"),
+                        ((torch.zeros(1, 3, 8),), "2 tensors"), ("h", "str")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            layer(x, hx)
+
+
+def test_steps_of_a_layer_go_the_short_way(used, short_ways):
+    layer, x = used
+    expected, state = layer(x)[0], None
+    short_ways.clear()
+    for t in range(4):
+        y, state = layer.step(x[t], state)
+        torch.testing.assert_close(y, expected[t])
+    assert short_ways == [False, True, True, True]
+
+
 def test_what_is_not_plain_goes_the_whole_way(short_ways):
     x = torch.randn(4, 3, 5)
     for layer in (gatework.nn.LSTM(5, 8, num_layers=2), gatework.nn.LSTM(5, 8, bidirectional=True),
@@ -88,8 +131,6 @@ def test_what_is_not_plain_goes_the_whole_way(short_ways):
     for _ in range(3):
         layer(x, lengths=[4, 2, 1])
         layer(x, resets=torch.zeros(4, 3, dtype=torch.bool))
-        layer(x, record=True)
-        layer(x, (torch.zeros(1, 3, 8), torch.zeros(1, 3, 8)))
     assert not short_ways
 
 

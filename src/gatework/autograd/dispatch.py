@@ -91,7 +91,7 @@ class Plan:
 
 
 def planned(cell: Cell, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor], backend: str,
-            checkpoint_every: int | str | None) -> Plan | None:
+            checkpoint_every: int | str | None, outputs: tuple[str, ...]) -> Plan | None:
     """The plan for tensors like these, of one dtype; None where `scan` makes no use of the CPU's kernels as they are,
     or keeps checkpoints."""
     if (backend not in ("auto", "cpu") or not x.is_cpu or x.dtype not in FUSED or not _is_usual()
@@ -100,7 +100,7 @@ def planned(cell: Cell, x: Tensor, states: Sequence[Tensor], parameters: Sequenc
     steps, rows = x.shape[:2]
     if checkpoints.distance(steps, rows, checkpoint_every) < steps:
         return None
-    return Plan(kernel_of(cell, (cell.output,), [x], states, parameters), (steps, rows), target())
+    return Plan(kernel_of(cell, outputs, [x], states, parameters), (steps, rows), target())
 
 
 def _is_usual() -> bool:

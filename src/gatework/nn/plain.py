@@ -1,8 +1,8 @@
 """Receives a layer and a plain input, hands on results by the shortest way: one such call has settled what others need.
 
-Plain is a call of one layer in one direction with a dense batch and nothing else, which begins at zeros. All checks and
-choices have been made when the first of its kind has gone the whole way. Later ones only make sure that nothing has
-changed: at small sizes the whole way takes longer than the arithmetic.
+Plain is a call of one layer in one direction with a dense batch, given first states or none and recording or not. All
+checks and choices have been made when the first of its kind has gone the whole way. Later ones only make sure that
+nothing has changed: at small sizes the whole way takes longer than the arithmetic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ MOST_KINDS = 64  # then they begin anew
 @dataclass
 class _Settled:
     plan: Plan
-    first: list[Tensor]         # states
+    outputs: tuple[str, ...]
+    first: list[Tensor]         # states, of calls that are given none
     shapes: list[torch.Size]    # of the parameters
 
 
@@ -30,11 +31,10 @@ class Plain:
     def __init__(self) -> None:
         self._known: dict[tuple, _Settled] = {}
 
-    def __call__(self, layer, x: Tensor):
-        """What the layer makes of x; None where nothing like it has been settled."""
-        if type(x) is not Tensor:
-            return None
-        settled = self._known.get(_kind(layer, x))
+    def __call__(self, layer, x: Tensor, hx, recorded: tuple[str, ...]
+                 ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]] | None:
+        """Output, last states and recorded values of a layer; None where nothing like this call has been settled."""
+        settled = self._known.get(_kind(layer, x, recorded)) if type(x) is Tensor else None
         if settled is None:
             return None
         own, dtype = layer._parameters, x.dtype
@@ -42,14 +42,22 @@ class Plain:
         for p, shape in zip(parameters, settled.shapes):
             if p is None or p.dtype is not dtype or p.shape != shape or not p.is_cpu:
                 return None
-        made = settled.plan(x.transpose(0, 1) if layer.batch_first else x, settled.first, parameters)
+        first = settled.first if hx is None else _states(hx, settled.first)
+        if first is None:
+            return None
+        made = settled.plan(x.transpose(0, 1) if layer.batch_first else x, first, parameters)
         if made is None:
             return None
-        (output,), last = made
-        last = [s.unsqueeze(0) for s in last]
-        return output.transpose(0, 1) if layer.batch_first else output, last[0] if len(last) == 1 else tuple(last)
+        handed, last = made
+        if layer.batch_first:
+            handed = [y.transpose(0, 1) for y in handed]
+        records = {}
+        if recorded:
+            named = dict(zip(settled.outputs, handed))
+            records = {f"{name}_l0": named[name] for name in recorded}
+        return handed[0], [s.unsqueeze(0) for s in last], records
 
-    def settle(self, layer, x: Tensor) -> None:
+    def settle(self, layer, x: Tensor, recorded: tuple[str, ...]) -> None:
         """Remember how the layer has made its results of x, if that was plain."""
         if (type(x) is not Tensor or x.dim() != 3 or layer.num_layers > 1 or layer.bidirectional or layer.initial_state
                 or layer._random is not None):
@@ -57,14 +65,26 @@ class Plain:
         parameters = [layer._parameters.get(name) for name in layer._names[0]]
         if None in parameters:  # parametrized
             return
-        steps = x.transpose(0, 1) if layer.batch_first else x
+        cell, steps = layer.evaluation_cell, x.transpose(0, 1) if layer.batch_first else x
         first = layer._initial(steps.shape[1], x)[0]
-        plan = planned(layer.evaluation_cell, steps, first, parameters, layer.backend, layer.checkpoint_every)
+        outputs = (cell.output, *(n for n in recorded if n != cell.output))
+        plan = planned(cell, steps, first, parameters, layer.backend, layer.checkpoint_every, outputs)
         if plan is not None:
             if len(self._known) >= MOST_KINDS:
                 self._known.clear()
-            self._known[_kind(layer, x)] = _Settled(plan, first, [p.shape for p in parameters])
+            self._known[_kind(layer, x, recorded)] = _Settled(plan, outputs, first, [p.shape for p in parameters])
 
 
-def _kind(layer, x: Tensor) -> tuple:
-    return x.shape, x.dtype, x.is_cpu, layer.backend, layer.checkpoint_every, layer.batch_first
+def _kind(layer, x: Tensor, recorded: tuple[str, ...]) -> tuple:
+    return x.shape, x.dtype, x.is_cpu, layer.backend, layer.checkpoint_every, layer.batch_first, recorded
+
+
+def _states(hx, like: list[Tensor]) -> list[Tensor] | None:
+    """The states that a call is given, [1, B, size] each, as [B, size]; None where they do not fit."""
+    states = (hx,) if type(hx) is Tensor else hx
+    if not isinstance(states, (tuple, list)) or len(states) != len(like):
+        return None
+    for s, zeros in zip(states, like):
+        if type(s) is not Tensor or s.shape != (1, *zeros.shape) or s.dtype is not zeros.dtype or not s.is_cpu:
+            return None
+    return [s.squeeze(0) for s in states]

@@ -215,12 +215,11 @@ class Recurrent(torch.nn.Module):
 
     def forward(self, input: Tensor | PackedSequence, hx=None, *, lengths: Sequence[int] | Tensor | None = None,
                 resets: Tensor | None = None, record: bool | str | Sequence[str] | None = None, **inputs: Tensor):
-        plain = (hx is None and lengths is None and resets is None and record is None and not inputs
-                 and not torch.compiler.is_compiling())
-        made = self._plain(self, input) if plain else None
-        if made is not None:
-            return made
         recorded = recorded_names(self.cell, record)
+        plain = lengths is None and resets is None and not inputs and not torch.compiler.is_compiling()
+        made = self._plain(self, input, hx, recorded) if plain else None
+        if made is not None:
+            return self._results(*made, record)
         if isinstance(input, PackedSequence):
             check_packed(self, input, lengths, resets, inputs)
             call = _Call(int(input.batch_sizes[0]), recorded, Ragged.of_packed(input))
@@ -246,7 +245,7 @@ class Recurrent(torch.nn.Module):
             call.resets = self._after_steps(resets, lengths, call)
         output, last, records = self._layers(self._lay_out(input, call), states, call)
         if plain:
-            self._plain.settle(self, input)
+            self._plain.settle(self, input, recorded)
 
         def pad(y: Tensor) -> Tensor:
             if call.ragged is not None:
