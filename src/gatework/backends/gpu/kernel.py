@@ -35,7 +35,7 @@ class Compiled:
         self.runs = [load(self.source).run]
         self.buffers, self.edges, self.matrices = signature(loop)
         self.sequences = [n for n in self.buffers if loop.buffers[n].kind == "sequence"]
-        self.warps = 8 if resident_values(loop) >= 1 << 14 else 4
+        self.warps = 8 if resident_values(loop) > 1 << 13 else 4
 
     def suited(self, xp, batch: Batch) -> list[Compiled]:
         return [self]
