@@ -15,7 +15,7 @@ from gatework.backends.gpu.kernel import SHARED  # noqa: E402
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu" / "offline.py"
 
 
-@pytest.mark.parametrize("cell, units", [("lstm", 64), ("lstm", 128), ("gru", 64)])
+@pytest.mark.parametrize(("cell", "units"), [("lstm", 64), ("lstm", 128), ("gru", 64)])
 def test_loops_compile_for_an_h100_and_fit_its_memory_without_spilling(cell, units, tmp_path):
     run = subprocess.run([sys.executable, SCRIPT, cell, "--units", str(units)], capture_output=True, text=True,
                          env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path)})
