@@ -216,6 +216,17 @@ def test_an_output_has_a_graph_only_where_somebody_asks(used):
         assert layer(x)[0].is_inference()
 
 
+def test_a_layer_trains_after_a_call_of_the_same_kind_in_inference_mode(short_ways):
+    layer, x = gatework.nn.LSTM(5, 8), torch.randn(4, 3, 5)
+    with torch.inference_mode():
+        for _ in range(3):
+            expected = layer(x)[0]
+    layer(x)[0].sum().backward()
+    assert short_ways == [False, True, True, True]
+    assert torch.equal(layer(x)[0], expected)
+    assert all(p.grad is not None for p in layer.parameters())
+
+
 def test_another_choice_of_vectors_is_compiled_anew(used, short_ways, monkeypatch):
     layer, x = used
     assert len(_host()) > 1

@@ -66,7 +66,8 @@ class Plain:
         if None in parameters:  # parametrized
             return
         cell, steps = layer.evaluation_cell, x.transpose(0, 1) if layer.batch_first else x
-        first = layer._initial(steps.shape[1], x)[0]
+        with torch.inference_mode(False):  # or a training step could not use them
+            first = layer._initial(steps.shape[1], x)[0]
         outputs = (cell.output, *(n for n in recorded if n != cell.output))
         plan = planned(cell, steps, first, parameters, layer.backend, layer.checkpoint_every, outputs)
         if plan is not None:
