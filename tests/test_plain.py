@@ -96,6 +96,15 @@ def test_given_states_and_recorded_values_go_the_short_way(make, record, learned
         assert list(layer(x, record=True)[2]) == list(whole_way(lambda: layer(x, record=True))[2])
 
 
+def test_calls_that_record_other_values_are_of_another_kind(used, short_ways, whole_way):
+    layer, x = used
+    for record in (None, "i", ("f", "h"), True, None, "i", True):
+        found, expected = results(layer, x, None, record), whole_way(results, layer, x, None, record)
+        assert len(found) == len(expected)
+        assert all(map(torch.equal, found, expected))
+    assert short_ways == [True, False, False, False, True, True, True]
+
+
 def test_states_that_do_not_fit_are_refused_as_ever(used):
     layer, x = used
     for hx, message in (((torch.zeros(1, 2, 8), torch.zeros(1, 3, 8)), "needed is"), (torch.zeros(1, 3, 8), "tuple"),

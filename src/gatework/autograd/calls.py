@@ -28,7 +28,7 @@ from . import blas, lasting
 from .arrays import arrays_of
 
 AT_ONCE = False  # record the first call already, as tests do; a length that never comes again is not worth it
-MOST_PROGRAMS = 256  # of one kernel; then its next ones begin anew
+MOST_PROGRAMS = 256  # sizes of dense batches, and programs of ragged ones, of one kernel; then they begin anew
 # Values that a call reads and writes, from which on nobody notices how it was called, and bytes that it may work in:
 # they are held from then on.
 MOST_VALUES, MOST_WORK = 1 << 23, 1 << 25
@@ -86,10 +86,11 @@ class Call:
         if not batch.is_dense:
             return cls(kernel, batch, shape, reverse)
         key = (*shape, batch.rows, reverse)
-        if key not in kernel.programs:
+        found = kernel.programs.get(key)  # once: another thread may make room meanwhile
+        if found is None:
             _make_room(kernel)
-            kernel.programs[key] = cls(kernel, batch, shape, reverse)
-        return kernel.programs[key]
+            found = kernel.programs[key] = cls(kernel, batch, shape, reverse)
+        return found
 
     def forward(self, tensors: Sequence[Tensor], train: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """`Kernel.forward` for inputs, first states and parameters in one list."""
@@ -104,7 +105,7 @@ class Call:
         return made[:handed], made[handed:ended], made[ended:]
 
     def _any_forward(self, key: tuple, tensors: Sequence[Tensor], train: bool, handed: int, ended: int
-                      ) -> list[Tensor]:
+                     ) -> list[Tensor]:
         kernel = self.kernel
 
         def walk(xp, batch, given):
@@ -137,7 +138,7 @@ class Call:
         return self._any_backward(key, what, given, len(upstream), tensors, len(handed), len(kept))
 
     def _any_backward(self, key: tuple, what: tuple, given: Sequence[Tensor], outputs: int, tensors: Sequence[Tensor],
-                       handed: int, kept: int) -> list[Tensor | None]:
+                      handed: int, kept: int) -> list[Tensor | None]:
         kernel, (needs, there, _) = self.kernel, what
         ends = [outputs, len(there), len(there) + len(tensors), len(there) + len(tensors) + handed]
 
@@ -178,13 +179,13 @@ class Call:
             parts = 1 if team[1] else team[0]
             known = kernel.programs
             key = (*key, loop, self.reverse, *team, batch.rows, batch.total.bit_length())
-        if key not in known:
+        found = known.get(key, _NEW)
+        if found is _NEW:
             if known is kernel.programs:
                 _make_room(kernel)
-            known[key] = _WALKED
+            found = known[key] = _WALKED
             if not AT_ONCE:
                 return None
-        found = known[key]
         if found is _WALKED:
             found = known[key] = _record(kernel, batch, given, sequences, walk, shapes, first_kept, were_kept)
         if found is None or batch.is_dense:
@@ -213,7 +214,7 @@ def _sequences(cell: Cell) -> list[bool]:
     return [e.op == "input" for e in cell.inputs.values()] + [False] * (len(cell.states) + len(cell.families))
 
 
-_WALKED = object()  # stands for what has been done once, and not been recorded
+_NEW, _WALKED = object(), object()  # stand for what has not been done, and has been done once and not been recorded
 
 
 def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], sequences: Sequence[bool], walk: Callable,

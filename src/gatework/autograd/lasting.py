@@ -2,9 +2,9 @@
 
 The allocator gives what is free back to the system, and the next step maps, and clears, every page of it anew: a fifth
 of a large step, and nearly half of one that packs large weights for few rows. Here a backward pass leaves what it has
-read to the next forward pass. That adds nothing to the most that a step takes, since then all of it is in use; it does
-hold memory from one step to the next. A forward pass without gradients ends that. Work, such as packed weights, has
-one piece of memory for each call that runs at the same time, as large as the largest was.
+read and written to the next step. That adds nothing to the most that a step takes, since then all of it is in use; it
+does hold memory from one step to the next. A forward pass without gradients ends that. Work, such as packed weights,
+has one piece of memory for each call that runs at the same time, as large as the largest was.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -76,7 +77,7 @@ class Kernel(kernel.Kernel):
         """Whether a program can keep the weights of a loop."""
         most = min(MOST_RESIDENT, _shared_bytes() - ROOM)
         return (resident_values(loop) * self.dtype.itemsize <= most
-                and longest_operand(loop) <= LONGEST.get(self.dtype, MOST_RESIDENT))
+                and longest_operand(loop) <= LONGEST.get(self.dtype, math.inf))
 
     def sources(self) -> dict[str, str]:
         """The source of the loops that training runs."""
