@@ -24,6 +24,7 @@ LENGTHS = (5, 0, 3, 1)  # in no order, a row without steps among them
 RESETS = ((1, 1, 1, 0), (0, 0, 0, 0), (1, 0, 1, 0), (1, 1, 0, 0), (0, 0, 0, 0))  # [T, B]: at once, and in a row
 # Sums are added up in another order and functions have roundings of their own: some more than the plain loop loses.
 MARGIN = 32
+NEIGHBOURS = 4  # of the drawn values, on which the plain loop runs too
 MOST_ROUNDINGS = 1e5  # of float64 that are believed, however ill-conditioned the cell
 TELLS = 1e-2  # a wider bound says nothing
 NAMES = ("finite", "gradients", "float64", "float32", "recorded", "lengths", "resets", "step", "checkpoint_every",
@@ -223,11 +224,20 @@ class _Checks:
         return Check(name, worst.judged, compared, worst.measured, worst.bound, worst.quantity, worst.reason or reason)
 
     def _lost_in_float32(self) -> float:
-        """How many units in the last place the plain loop loses in float32; infinite where it overflows."""
-        values = self.drawn.values(STEPS, ROWS)
-        single, double = (outcome(_recording, self.drawn.layer("reference", d), values)
-                          for d in (torch.float32, torch.float64))
-        return max(1.0, _largest(single, double)[1] / torch.finfo(torch.float32).eps)
+        """How many units in the last place the plain loop loses in float32, at the most; infinite where it overflows.
+
+        Where a cell makes roundings grow, a single loop loses fifty times more or less by chance, so it runs on
+        neighbours of the values too.
+        """
+        values, eps = self.drawn.values(STEPS, ROWS), torch.finfo(torch.float32).eps
+        single, double = (self.drawn.layer("reference", d) for d in (torch.float32, torch.float64))
+        random, lost = torch.Generator().manual_seed(0), 1.0
+        for n in range(NEIGHBOURS + 1):
+            beside = {k: (v * (1.0 + n * eps * torch.randn(v.shape, dtype=v.dtype, generator=random))).float().double()
+                      for k, v in values.items()}  # numbers that both dtypes have
+            away = _largest(outcome(_recording, single, beside), outcome(_recording, double, beside))[1]
+            lost = max(lost, away / eps)
+        return lost
 
     def _not_finite(self) -> str:
         """Which equation first gives what is no number, from zero or from a state that the cell reaches; else ""."""
