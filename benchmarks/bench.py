@@ -54,8 +54,10 @@ class Report:
 
     def measure_rates(self) -> None:
         rates = self.data["rates"] = probe("limits")
+        bfloat16 = rates["bfloat16_products"]
+        bfloat16 = "none" if bfloat16 is None else f"{bfloat16 / 1e9:.0f}"
         print(f"Products {rates['float32_products'] / 1e9:.0f} GFLOP/s in float32, "
-              f"{rates['bfloat16_products'] / 1e9:.0f} in bfloat16; {rates['near_bytes'] / 1e9:.0f} GB/s from the "
+              f"{bfloat16} in bfloat16; {rates['near_bytes'] / 1e9:.0f} GB/s from the "
               f"second caches, {rates['far_bytes'] / 1e9:.1f} from beyond them.\n", flush=True)
 
     def measure_groups(self, wanted: list[str], quick: bool, without: set[str], sizes: list[tuple] | None) -> None:

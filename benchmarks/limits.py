@@ -42,12 +42,15 @@ def weights(case: str, I: int, H: int) -> tuple[int, int]:
 
 
 def limit(case: str, sizes: tuple[int, int, int, int], rates: dict) -> Limit | None:
-    """What the machine allows at best; None for cases that are no plain layer."""
+    """What the machine allows at best; None for cases that are no plain layer, or where a rate was not measured."""
     cell = case.removesuffix("-bfloat16")
     if cell not in {*GATES, "projected", "two-layers", "bidirectional"}:
         return None
     T, B, I, H = sizes
     bfloat16, training = cell != case, cell != "inference"
+    products = rates["bfloat16_products" if bfloat16 else "float32_products"]
+    if products is None:
+        return None
     inputs, recurrent = weights(cell, I, H)
     operations = 2 * T * B * (inputs + recurrent) * (3 if training else 1)
     size = 2 if bfloat16 else 4
@@ -60,7 +63,7 @@ def limit(case: str, sizes: tuple[int, int, int, int], rates: dict) -> Limit | N
 
     near = every_step <= rates["second_caches"]
     again = T * every_step * (2 if training else 1) if every_step > FIRST_CACHES else 0
-    found = [Limit(operations / rates["bfloat16_products" if bfloat16 else "float32_products"], "products"),
+    found = [Limit(operations / products, "products"),
              Limit(once / rate(once), "memory"),
              Limit(again / rate(every_step),
                    f"recurrent weights from {'the second' if near else 'beyond the second'} cache")]
