@@ -19,10 +19,9 @@ from .ir import Function, Module
 from .maths import OPERATIONS
 from .memory import Memory
 from .panels import (
-    LINE,
     NEAR,
-    ahead_lines,
     block_count,
+    bytes_ahead,
     calls_next_block,
     inner_name,
     operand_width,
@@ -226,10 +225,10 @@ class _Kernel(Memory):
         f = self.f
         across = len(panel.slots) * step.vectors * vector_bytes(self.m, panel)
         start = f.at(self.panels[panel.name], f.integer("mul", block, panel.length * across))
-        lines = ahead_lines(self.m, step, panel) * LINE
+        far = bytes_ahead(self.m, step, panel)
         if calls_next_block(self.m, step, panel):
             ahead = f.at(self.panels[panel.name], f.integer("mul", after, panel.length * across))
-            ahead = f.at(ahead, f.integer("mul", half, panel.length * lines))
+            ahead = f.at(ahead, f.integer("mul", half, panel.length * far))
         else:
             ahead = f.at(start, NEAR)
         done = 0
@@ -242,7 +241,7 @@ class _Kernel(Memory):
             if run.skip_first:
                 length = f.value(f"select i1 {self.at_edge['first']}, i64 0, i64 {run.length}")
             stride = operand_width(self.loop, run.source)
-            here, there = f.at(start, done * across), f.at(ahead, done * lines)
+            here, there = f.at(start, done * across), f.at(ahead, done * far)
             done += run.length
 
             self._call_variant(step, rows, blocks, [

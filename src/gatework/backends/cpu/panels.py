@@ -12,7 +12,7 @@ from .threads import SIGNATURE
 
 UNROLL = 2    # steps of an inner product in one turn of its loop
 LINE = 64     # bytes that memory hands over at once
-FAR = 2       # lines of the next block that one step calls for: two tiles call for all of it
+TILES = 2     # that call for all of the next block
 NEAR = 1024   # bytes by which a block too large for that is called for as it is read
 MOST_NEXT = 1 << 18  # bytes of a block that may wait in the second cache beside the block at work
 
@@ -53,11 +53,15 @@ def calls_next_block(module: Module, step: Tiled, panel: Panel) -> bool:
     return panel.length * len(panel.slots) * step.vectors * vector_bytes(module, panel) <= MOST_NEXT
 
 
-def ahead_lines(module: Module, step: Tiled, panel: Panel) -> int:
-    """Lines that one step of an inner product calls for."""
-    if calls_next_block(module, step, panel):
-        return FAR
-    return len(panel.slots) * step.vectors * vector_bytes(module, panel) // LINE or 1
+def lines_ahead(module: Module, step: Tiled, panel: Panel) -> int:
+    """Lines that one turn of an inner product calls for. More than are needed cost a third of its time."""
+    read = UNROLL * len(panel.slots) * step.vectors * vector_bytes(module, panel)
+    return -(-read // (LINE * (TILES if calls_next_block(module, step, panel) else 1)))
+
+
+def bytes_ahead(module: Module, step: Tiled, panel: Panel) -> int:
+    """The same as bytes of one step."""
+    return lines_ahead(module, step, panel) * LINE // UNROLL
 
 
 def write_inner_products(module: Module, loop: Shaped, step: Tiled, panel: Panel) -> None:
@@ -114,14 +118,15 @@ def _write_inner_product(module: Module, step: Tiled, panel: Panel, rows: int, b
                             "zeroinitializer")
         acc[key] = f.variable(module.vector, start)
 
-    def turn(k: str) -> None:
+    lines, far = lines_ahead(module, step, panel), bytes_ahead(module, step, panel)
+
+    def turn(k: str, number: int = 0) -> None:
         a = f.at("%operand", f.integer("mul", k, module.size))
         p = f.at("%panel", f.integer("mul", k, row))
         pairs: dict[tuple[int, int], str] = {}
         columns = [(b, j) for b in range(blocks) for j in range(across)]
-        lines = ahead_lines(module, step, panel)
-        for line in range(lines):
-            at_line = f.integer("add", f.integer("mul", k, lines * LINE), line * LINE)
+        for line in range(number * lines // UNROLL, (number + 1) * lines // UNROLL):
+            at_line = f.integer("add", f.integer("mul", k, far), line * LINE - number * far)
             f.prefetch(f.at("%ahead", at_line), near=not calls_next_block(module, step, panel))
 
         def spread(r: int) -> str:
@@ -158,7 +163,7 @@ def _write_inner_product(module: Module, step: Tiled, panel: Panel, rows: int, b
     whole = f.integer("and", "%length", -UNROLL)
     with f.loop("0", whole, UNROLL) as k:
         for u in range(UNROLL):
-            turn(f.integer("add", k, u))
+            turn(f.integer("add", k, u), u)
     if _is_odd(panel):
         with f.loop(whole, "%length") as k:
             turn(k)
