@@ -41,11 +41,11 @@ def as_list(states) -> list[torch.Tensor]:
     return [states] if isinstance(states, torch.Tensor) else list(states)
 
 
-def results(layer, x, hx=None, record=None):
+def results(layer, x, hx=None, record=None, resets=None):
     """The output, last states and recorded values, and the gradients of what is given and of all parameters."""
     x = x.detach().requires_grad_()
-    given = [x, *(h for h in as_list(hx or ()) if h.requires_grad), *layer.parameters()]
-    output, last, *records = layer(x, hx, record=record)
+    given = [x, *(h for h in as_list(() if hx is None else hx) if h.requires_grad), *layer.parameters()]
+    output, last, *records = layer(x, hx, record=record, resets=resets)
     made = [output, *as_list(last), *(y for named in records for y in named.values())]
     return [*made, *torch.autograd.grad(sum((k + y).sin().sum() for k, y in enumerate(made)), given)]
 
@@ -96,6 +96,39 @@ def test_given_states_and_recorded_values_go_the_short_way(make, record, learned
         assert list(layer(x, record=True)[2]) == list(whole_way(lambda: layer(x, record=True))[2])
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("record", [None, True], ids=str)
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_resets_go_the_short_way_with_the_bits_of_the_whole_one(make, record, given, batch_first, short_ways,
+                                                                whole_way):
+    layer = make(batch_first=batch_first)
+    shape = (3, 6) if batch_first else (6, 3)
+    sizes = [layer.sizes[e.dims[0]] for e in layer.cell.states.values()]
+    for share in (0.4, 0.0, 1.0, 0.4):
+        x, resets = torch.randn(*shape, 5), torch.rand(shape) < share
+        states = [torch.randn(1, 3, n, requires_grad=True) for n in sizes]
+        hx = (states[0] if len(states) == 1 else tuple(states)) if given else None
+        found, expected = (way(results, layer, x, hx, record, resets)
+                           for way in (lambda function, *given: function(*given), whole_way))
+        assert all(map(torch.equal, found, expected))
+    assert short_ways == [False, True, True, True]
+    plain_result = results(layer, x, hx, record)
+    assert short_ways.pop() is False  # without resets a call is of another kind
+    assert not torch.equal(plain_result[0], found[0])
+
+
+def test_resets_that_do_not_fit_are_refused_as_ever(short_ways):
+    layer, x = gatework.nn.LSTM(5, 8), torch.randn(4, 3, 5)
+    for _ in range(2):
+        layer(x, resets=torch.zeros(4, 3, dtype=torch.bool))
+    for resets in (torch.zeros(3, 4, dtype=torch.bool), torch.zeros(4, 3), torch.zeros(4, 3, 1, dtype=torch.bool),
+                   [[False] * 3] * 4, torch.zeros(4, 3, dtype=torch.bool, device="meta")):
+        with pytest.raises(ValueError, match="resets"):
+            layer(x, resets=resets)
+    assert short_ways == [False, True, *[False] * 5]
+
+
 def test_calls_that_record_other_values_are_of_another_kind(used, short_ways, whole_way):
     layer, x = used
     for record in (None, "i", ("f", "h"), True, None, "i", True):
@@ -139,7 +172,7 @@ def test_what_is_not_plain_goes_the_whole_way(short_ways):
     short_ways.clear()
     for _ in range(3):
         layer(x, lengths=[4, 2, 1])
-        layer(x, resets=torch.zeros(4, 3, dtype=torch.bool))
+        layer(x, lengths=[4, 2, 1], resets=torch.zeros(4, 3, dtype=torch.bool))
     assert not short_ways
 
 

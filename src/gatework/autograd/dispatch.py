@@ -82,25 +82,26 @@ class Plan:
     shape: tuple[int, int]  # steps, rows
     machine: Target
 
-    def __call__(self, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor]
+    def __call__(self, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor]
                  ) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
         """What `scan` returns for tensors of these shapes; None where another way is due now."""
         if not _is_usual() or target() is not self.machine:
             return None
-        return run(Call.of(self.kernel, Batch.dense(*self.shape), self.shape, False), (x, *states, *parameters))
+        return run(Call.of(self.kernel, Batch.dense(*self.shape), self.shape, False), (*inputs, *states, *parameters))
 
 
-def planned(cell: Cell, x: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor], backend: str,
-            checkpoint_every: int | str | None, outputs: tuple[str, ...]) -> Plan | None:
+def planned(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor],
+            backend: str, checkpoint_every: int | str | None, outputs: tuple[str, ...]) -> Plan | None:
     """The plan for tensors like these, of one dtype; None where `scan` makes no use of the CPU's kernels as they are,
     or keeps checkpoints."""
+    x = inputs[0]
     if (backend not in ("auto", "cpu") or not x.is_cpu or x.dtype not in FUSED or not _is_usual()
             or any(f.kind == "Blocks" for f in cell.families.values())):
         return None
     steps, rows = x.shape[:2]
     if checkpoints.distance(steps, rows, checkpoint_every) < steps:
         return None
-    return Plan(kernel_of(cell, outputs, [x], states, parameters), (steps, rows), target())
+    return Plan(kernel_of(cell, outputs, inputs, states, parameters), (steps, rows), target())
 
 
 def _is_usual() -> bool:

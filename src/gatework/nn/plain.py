@@ -1,8 +1,8 @@
 """Receives a layer and a plain input, hands on results by the shortest way: one such call has settled what others need.
 
-Plain is a call of one layer in one direction with a dense batch, given first states or none and recording or not. All
-checks and choices have been made when the first of its kind has gone the whole way. Later ones only make sure that
-nothing has changed: at small sizes the whole way takes longer than the arithmetic.
+Plain is a call of one layer in one direction with a dense batch, given first states and resets or none, and recording
+or not. All checks and choices have been made when the first of its kind has gone the whole way. Later ones only make
+sure that nothing has changed: at small sizes the whole way takes longer than the arithmetic.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..autograd import Plan, planned
+from .resets import after_steps, begin_anew
 
 MOST_KINDS = 64  # then they begin anew
 
@@ -31,11 +32,11 @@ class Plain:
     def __init__(self) -> None:
         self._known: dict[tuple, _Settled] = {}
 
-    def __call__(self, layer, x: Tensor, hx, recorded: tuple[str, ...]
+    def __call__(self, layer, x: Tensor, hx, resets: Tensor | None, recorded: tuple[str, ...]
                  ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]] | None:
         """Output, last states and recorded values of a layer; None where nothing like this call has been settled."""
-        settled = self._known.get(_kind(layer, x, recorded)) if type(x) is Tensor else None
-        if settled is None:
+        settled = self._known.get(_kind(layer, x, resets, recorded)) if type(x) is Tensor else None
+        if settled is None or resets is not None and not _fit(resets, x):
             return None
         own, dtype = layer._parameters, x.dtype
         parameters = [own.get(name) for name in layer._names[0]]
@@ -45,7 +46,13 @@ class Plain:
         first = settled.first if hx is None else _states(hx, settled.first)
         if first is None:
             return None
-        made = settled.plan(x.transpose(0, 1) if layer.batch_first else x, first, parameters)
+        inputs = [x.transpose(0, 1) if layer.batch_first else x]
+        if resets is not None:
+            resets = resets.transpose(0, 1) if layer.batch_first else resets
+            inputs.append(after_steps(resets, False, dtype).unsqueeze(2))
+            if hx is not None:
+                first = begin_anew(resets[0], settled.first, first)
+        made = settled.plan(inputs, first, parameters)
         if made is None:
             return None
         handed, last = made
@@ -57,7 +64,7 @@ class Plain:
             records = {f"{name}_l0": named[name] for name in recorded}
         return handed[0], [s.unsqueeze(0) for s in last], records
 
-    def settle(self, layer, x: Tensor, recorded: tuple[str, ...]) -> None:
+    def settle(self, layer, x: Tensor, resets: Tensor | None, recorded: tuple[str, ...]) -> None:
         """Remember how the layer has made its results of x, if that was plain."""
         if (type(x) is not Tensor or x.dim() != 3 or layer.num_layers > 1 or layer.bidirectional or layer.initial_state
                 or layer._random is not None):
@@ -65,19 +72,28 @@ class Plain:
         parameters = [layer._parameters.get(name) for name in layer._names[0]]
         if None in parameters:  # parametrized
             return
-        cell, steps = layer.evaluation_cell, x.transpose(0, 1) if layer.batch_first else x
-        with torch.inference_mode(False):  # or a training step could not use them
-            first = layer._initial(steps.shape[1], x)[0]
+        cell, inputs = layer.evaluation_cell, [x.transpose(0, 1) if layer.batch_first else x]
         outputs = (cell.output, *(n for n in recorded if n != cell.output))
-        plan = planned(cell, steps, first, parameters, layer.backend, layer.checkpoint_every, outputs)
+        if resets is not None:
+            cell = layer.evaluation_cell_with_resets
+            inputs.append(inputs[0][:, :, :1])
+        with torch.inference_mode(False):  # or a training step could not use them
+            first = layer._initial(inputs[0].shape[1], x)[0]
+        plan = planned(cell, inputs, first, parameters, layer.backend, layer.checkpoint_every, outputs)
         if plan is not None:
             if len(self._known) >= MOST_KINDS:
                 self._known.clear()
-            self._known[_kind(layer, x, recorded)] = _Settled(plan, outputs, first, [p.shape for p in parameters])
+            settled = _Settled(plan, outputs, first, [p.shape for p in parameters])
+            self._known[_kind(layer, x, resets, recorded)] = settled
 
 
-def _kind(layer, x: Tensor, recorded: tuple[str, ...]) -> tuple:
-    return x.shape, x.dtype, x.is_cpu, layer.backend, layer.checkpoint_every, layer.batch_first, recorded
+def _kind(layer, x: Tensor, resets: Tensor | None, recorded: tuple[str, ...]) -> tuple:
+    return (x.shape, x.dtype, x.is_cpu, layer.backend, layer.checkpoint_every, layer.batch_first, resets is None,
+            recorded)
+
+
+def _fit(resets: Tensor, x: Tensor) -> bool:
+    return type(resets) is Tensor and resets.dtype is torch.bool and resets.shape == x.shape[:2] and resets.is_cpu
 
 
 def _states(hx, like: list[Tensor]) -> list[Tensor] | None:

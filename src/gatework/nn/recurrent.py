@@ -27,6 +27,7 @@ from .options import check_options, lengths_of_sizes
 from .plain import Plain
 from .ragged import Ragged
 from .regularise import Regularisation
+from .resets import after_steps, begin_anew
 
 # Letters of the papers on the left, the names that torch.nn gives the same parameters on the right.
 TORCH_NAMES = {"W": "weight_ih", "U": "weight_hh", "b": "bias_ih", "d": "bias_hh", "R": "weight_hr",
@@ -160,6 +161,11 @@ class Recurrent(torch.nn.Module):
         return self._cells[False][0]
 
     @property
+    def evaluation_cell_with_resets(self) -> Cell:
+        """The same for calls with resets."""
+        return self._cells[False][1]
+
+    @property
     def _initialisation(self) -> Initialisation:
         return Initialisation(self.init, self.forget_bias, self.chrono_steps)
 
@@ -216,8 +222,8 @@ class Recurrent(torch.nn.Module):
     def forward(self, input: Tensor | PackedSequence, hx=None, *, lengths: Sequence[int] | Tensor | None = None,
                 resets: Tensor | None = None, record: bool | str | Sequence[str] | None = None, **inputs: Tensor):
         recorded = recorded_names(self.cell, record)
-        plain = lengths is None and resets is None and not inputs and not torch.compiler.is_compiling()
-        made = self._plain(self, input, hx, recorded) if plain else None
+        plain = lengths is None and not inputs and not torch.compiler.is_compiling()
+        made = self._plain(self, input, hx, resets, recorded) if plain else None
         if made is not None:
             return self._results(*made, record)
         if isinstance(input, PackedSequence):
@@ -245,7 +251,7 @@ class Recurrent(torch.nn.Module):
             call.resets = self._after_steps(resets, lengths, call)
         output, last, records = self._layers(self._lay_out(input, call), states, call)
         if plain:
-            self._plain.settle(self, input, recorded)
+            self._plain.settle(self, input, resets, recorded)
 
         def pad(y: Tensor) -> Tensor:
             if call.ragged is not None:
@@ -313,22 +319,15 @@ class Recurrent(torch.nn.Module):
         at_once = resets[:, 0] if self.batch_first else resets[0]
         if lengths is not None:
             at_once = call.ragged.sort(at_once & (lengths > 0).to(resets.device), 0)
-        anew = self._initial(call.rows, states[0][0])
-        directions = 1 + self.bidirectional
-        return [given if k % directions else [torch.where(at_once[:, None], *pair) for pair in zip(anew[k], given)]
-                for k, given in enumerate(states)]
+        anew, directions = self._initial(call.rows, states[0][0]), 1 + self.bidirectional
+        return [given if k % directions else begin_anew(at_once, anew[k], given) for k, given in enumerate(states)]
 
     def _after_steps(self, resets: Tensor, lengths: Tensor | None, call: _Call) -> list[Tensor]:
-        """For each direction: 1 in a step after which the row begins anew, else 0; laid out as the inputs are.
-
-        A reset cuts the sequence in front of step t: forward that is after step t - 1, in reverse after step t. What
-        comes after the last step is no step, so the state is handed out as it is.
-        """
+        """For each direction: 1 in a step after which the row begins anew, else 0; laid out as the inputs are."""
         resets = resets.transpose(0, 1) if self.batch_first else resets
-        dtype, found = self.first_parameter.dtype, []
+        found = []
         for reverse in range(1 + self.bidirectional):
-            after = (resets if reverse else resets.roll(-1, 0)).to(dtype)
-            after[0 if reverse else -1] = 0.0
+            after = after_steps(resets, bool(reverse), self.first_parameter.dtype)
             if lengths is not None and not reverse:
                 step = torch.arange(1, resets.shape[0] + 1)[:, None]
                 after = after * (step < lengths).to(after)
