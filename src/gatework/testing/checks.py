@@ -50,9 +50,9 @@ def check_cell(cell: Callable | Cell, sizes: Mapping[str, int] | None = None, *,
     everything; `text`, the cell read back from its JSON. Results, last states, and gradients of all inputs, first
     states and parameters are compared.
 
-    The bounds come from the cell: what the plain loop loses in float32 against float64 is what it does to roundings. A
-    check is "unclear" where that leaves no useful bound, or where a value lies on a kink (relu at 0), so that there is
-    no derivative to compare with.
+    The bounds come from the cell: what the plain loop loses in float32 against float64, with the drawn values or close
+    to them, is what it does to roundings. A check is "unclear" where that leaves no useful bound, or where a value lies
+    on a kink (relu at 0), so that there is no derivative to compare with.
 
     Raises CellError for equations that cannot be used, DrawError for names and sizes that the cell does not have.
 
