@@ -77,8 +77,10 @@ def table(group: Group, lines: list[Row]) -> str:
             cells.append("" if seconds is None else f"{seconds:.0f}")
         text.append(f"| {' | '.join(cells)} |")
     shares = mean([line.share for line in lines if line.share is not None])
+    over_the_best = mean(counted(lines))
     last = ["", "geometric mean", *[""] * (1 + len(group.ways)), "" if shares is None else f"{shares:.0%}",
-            f"**{number(mean(counted(lines)))}**", *(number(by_peer.get(name)) for name in shown)]
+            "" if over_the_best is None else f"**{number(over_the_best)}**",
+            *(number(by_peer.get(name)) for name in shown)]
     text.append(f"| {' | '.join(last)} |")
     return "\n".join([*text, *not_measured(group, lines)]) + "\n"
 

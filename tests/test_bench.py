@@ -208,6 +208,12 @@ def test_tables_show_every_peer_its_mean_and_what_was_not_measured():
     assert "- b: not measured: no compiler: lstm (100, 16, 64, 64)" in text
 
 
+def test_a_table_without_any_peer_that_counts_has_no_mean_over_the_best():
+    group = Group("Made up", ("lstm",), ("a",), 1.0, 1.0, beside=("c",))
+    text = table(group, rows(group, {"lstm": {"100,1,64,64": times(gatework=1.0, c=2.0)}}, RATES))
+    assert "|  | geometric mean |  | 0% |  | 2.00 |" in text
+
+
 def test_a_goal_that_is_missed_is_shown_with_the_share_of_the_limit():
     T, B, I, H = 100, 32, 256, 256
     seconds = 2 * limit("lstm", (T, B, I, H), RATES).seconds
@@ -231,6 +237,9 @@ def test_limits_count_products_and_bytes():
     large = limit("inference-bfloat16", (T, 1, 1024, 1024), RATES)
     assert large.seconds == pytest.approx(T * 4 * 1024 ** 2 * 2 / 1e10)
     assert limit("streaming", (1, 1, 64, 64), RATES) is None
+    without = RATES | {"bfloat16_products": None}  # a processor that does not multiply it
+    assert limit("lstm-bfloat16", (T, B, I, H), without) is None
+    assert limit("lstm", (T, B, I, H), without) == limit("lstm", (T, B, I, H), RATES)
 
 
 def test_slopes_are_those_of_the_upper_half():

@@ -65,3 +65,20 @@ def test_sums_of_a_tile_with_a_row_of_weights_and_an_operand_fit_the_registers(c
         for rows, blocks in [(step.rows, 1), *step.wide.items()]:
             across = max(len(panel.slots) for panel in step.panels) * step.vectors
             assert rows * blocks * across + across + 1 <= machine.registers
+
+
+@pytest.mark.parametrize(("cell", "machine", "forward", "backward"), [
+    (cells.lstm, Target("avx512", 512, 32, "", ""), 4, 4),  # two steps of four vectors are eight lines
+    (cells.lstm, Target("avx2", 256, 16, "", ""), 1, 1),    # two steps of two vectors are two lines
+    (cells.gru, Target("avx512", 512, 32, "", ""), 3, 4),
+    (cells.elman, Target("avx2", 256, 16, "", ""), 1, 1),
+    (cells.lstm, NEON, 1, 1)], ids=lambda v: getattr(v, "name", getattr(v, "__name__", str(v))))
+def test_each_of_two_tiles_calls_for_half_of_the_next_block_and_no_more(cell, machine, forward, backward):
+    scan = split(trace(cell))
+    lanes = machine.lanes(4)
+    plan = plan_forward(scan, dict.fromkeys(scan.cell.sizes, 64), True, lanes)
+    for loop, lines in ((plan.loop, forward), (plan_backward(scan, plan.loop.sizes, plan, lanes).loop, backward)):
+        functions = emit(shape(loop, machine, lanes), machine, 4).split("define ")
+        products = [f for f in functions if "@dot_" in f.partition("(")[0]]
+        assert products
+        assert {f.count("@llvm.prefetch") for f in products} == {lines}

@@ -93,6 +93,7 @@ def _kind(layer, x: Tensor, resets: Tensor | None, recorded: tuple[str, ...]) ->
 
 
 def _fit(resets: Tensor, x: Tensor) -> bool:
+    """Whether these are resets for this input; others are for the whole way to refuse."""
     return type(resets) is Tensor and resets.dtype is torch.bool and resets.shape == x.shape[:2] and resets.is_cpu
 
 

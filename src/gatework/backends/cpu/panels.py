@@ -12,7 +12,7 @@ from .threads import SIGNATURE
 
 UNROLL = 2    # steps of an inner product in one turn of its loop
 LINE = 64     # bytes that memory hands over at once
-TILES = 2     # that call for all of the next block
+CALLERS = 2   # tiles that together call for all of the next block
 NEAR = 1024   # bytes by which a block too large for that is called for as it is read
 MOST_NEXT = 1 << 18  # bytes of a block that may wait in the second cache beside the block at work
 
@@ -54,9 +54,9 @@ def calls_next_block(module: Module, step: Tiled, panel: Panel) -> bool:
 
 
 def lines_ahead(module: Module, step: Tiled, panel: Panel) -> int:
-    """Lines that one turn of an inner product calls for. More than are needed cost a third of its time."""
+    """Lines that one turn of an inner product calls for: more than are needed cost up to a third of its time."""
     read = UNROLL * len(panel.slots) * step.vectors * vector_bytes(module, panel)
-    return -(-read // (LINE * (TILES if calls_next_block(module, step, panel) else 1)))
+    return -(-read // (LINE * (CALLERS if calls_next_block(module, step, panel) else 1)))
 
 
 def bytes_ahead(module: Module, step: Tiled, panel: Panel) -> int:
