@@ -1,4 +1,4 @@
-"""Products of bfloat16 on a matrix unit: under autocast, and in layers of that dtype.
+"""Products of bfloat16, on a matrix unit or by vectors: under autocast, and in layers of that dtype.
 
 What stays float32 is tested against a literal loop that rounds where the kernels say they do, the rest against the
 reference backend in float64, as near as 8 bits allow.
@@ -22,7 +22,7 @@ from gatework.backends.cpu.target import target
 from gatework.compiler import Input, Matrix, State, trace
 from gatework.nn import GRU, LSTM, Recurrent
 
-needs_unit = pytest.mark.skipif(not target().tiles, reason="this CPU has no matrix unit for bfloat16")
+needs_bfloat16 = pytest.mark.skipif(not target().multiplies_bfloat16, reason="this CPU does not multiply bfloat16")
 OTHERS = [trace(getattr(cells, name)) for name in cells.__all__ if name not in CORE]
 # Of the largest value: each product rounds both sides to 8 bits, 2e-3 of each, and three steps and their derivatives
 # pass that on. A term that is wrong or left out is off by a tenth and more.
@@ -45,7 +45,7 @@ def low(layer, *args, **options):
 
 
 # What `switched` decides turns over where two numbers are nearer to each other than 8 bits tell.
-@needs_unit
+@needs_bfloat16
 @pytest.mark.parametrize("cell", [c for c in (*CELLS, *OTHERS) if c.name != "switched"], ids=lambda c: c.name)
 def test_values_and_gradients_of_every_cell_are_near_those_of_float64(cell):
     # In the first draw of these three cells a value lies so near to a kink (of relu, of where) that it turns over.
@@ -53,7 +53,7 @@ def test_values_and_gradients_of_every_cell_are_near_those_of_float64(cell):
     assert_close(under_autocast(example), example.expected(), BOUND)
 
 
-@needs_unit
+@needs_bfloat16
 @pytest.mark.parametrize("cell", [cells.lstm, cells.gru, cells.gru_reset_before, cells.layer_norm_gru])
 @pytest.mark.parametrize("sizes", ODD, ids=str)
 def test_odd_sizes_from_the_last_step_to_the_first(cell, sizes):
@@ -66,7 +66,7 @@ def short(t: torch.Tensor) -> torch.Tensor:
     return t.float().bfloat16().double()
 
 
-@needs_unit
+@needs_bfloat16
 @pytest.mark.parametrize("sizes", [(16, 1, 1, 1), (3, 17, 3, 33), (3, 40, 64, 32), (6, 33, 37, 100)], ids=str)
 def test_only_operands_of_products_are_rounded(sizes):
     T, B, I, H = sizes  # noqa: E741
@@ -88,13 +88,13 @@ def test_only_operands_of_products_are_rounded(sizes):
     assert torch.equal(output[-1], h[0].bfloat16())
 
 
-@needs_unit
+@needs_bfloat16
 def test_fewer_places_than_a_tile_has_rows_are_multiplied_in_float32():
     layer, x = LSTM(3, 20), torch.randn(5, 3, 3)
     assert torch.equal(low(layer, x)[0], layer(x)[0].bfloat16())
 
 
-@needs_unit
+@needs_bfloat16
 def test_a_state_is_carried_on_in_float32():
     def count(x: Input, h: State, W: Matrix):
         return dict(h=h + W @ x)
@@ -128,7 +128,7 @@ def assert_near(found, expected, bound=BOUND):
         assert (a.double() - b).norm() <= bound * b.norm() + 1e-3, k
 
 
-@needs_unit
+@needs_bfloat16
 @pytest.mark.parametrize("reset", [False, True])
 def test_ragged_rows_resets_recorded_gates_both_directions_and_layers_go_together(reset):
     torch.manual_seed(0)
@@ -139,7 +139,7 @@ def test_ragged_rows_resets_recorded_gates_both_directions_and_layers_go_togethe
     assert_near(*compared(LSTM(3, 20, num_layers=2, bidirectional=True), x, **options))
 
 
-@needs_unit
+@needs_bfloat16
 def test_constants_and_masks_of_ragged_rows_have_gradients():
     torch.manual_seed(0)
     layer, x = Recurrent(cells.ea_lstm, 3, 20, sizes={"S": 2}), torch.randn(6, 5, 3)
@@ -154,7 +154,7 @@ def test_constants_and_masks_of_ragged_rows_have_gradients():
     assert_near(*found)
 
 
-@needs_unit
+@needs_bfloat16
 @pytest.mark.parametrize("make", [LSTM, torch.nn.LSTM])
 def test_writing_over_an_output_that_the_gradient_needs_is_refused_as_by_torch(make):
     layer, x = make(3, 20), torch.randn(6, 5, 3)
@@ -169,14 +169,14 @@ def test_float64_stays_as_it_is_under_autocast():
     assert low(torch.nn.LSTM(3, 20).double(), x)[0].dtype == torch.float64  # as in torch
 
 
-@needs_unit
+@needs_bfloat16
 @pytest.mark.parametrize("layer", [LSTM, GRU])
 def test_checkpoints_give_the_same_gradients(layer):
     torch.manual_seed(0)
     assert_near(*compared(layer(3, 40, checkpoint_every=3), torch.randn(7, 9, 3)))
 
 
-@needs_unit
+@needs_bfloat16
 @pytest.mark.parametrize("sizes", [(4, 33, 20, 48), (3, 20, 64, 512)], ids=["threads own rows", "threads share units"])
 def test_threads_change_no_value(sizes):
     T, B, I, H = sizes  # noqa: E741
@@ -198,7 +198,7 @@ def test_threads_change_no_value(sizes):
             torch.testing.assert_close(a, b, rtol=2**-7, atol=2**-8 * a.abs().max().item())
 
 
-@needs_unit
+@needs_bfloat16
 def test_nan_in_one_row_stays_in_that_row():
     x = torch.randn(3, 20, 2)
     x[1, 2] = torch.nan
@@ -208,7 +208,7 @@ def test_nan_in_one_row_stays_in_that_row():
     assert output[:, [k for k in range(20) if k != 2]].isfinite().all()
 
 
-@needs_unit
+@needs_bfloat16
 def test_a_layer_of_bfloat16_runs_on_the_kernels_and_gives_bfloat16(monkeypatch):
     torch.manual_seed(0)
     layer = LSTM(5, 7).bfloat16()
@@ -222,7 +222,7 @@ def test_a_layer_of_bfloat16_runs_on_the_kernels_and_gives_bfloat16(monkeypatch)
     torch.testing.assert_close(output.float(), exact(x.float())[0], rtol=0, atol=2e-2)  # 8 bits, three steps
 
 
-@needs_unit
+@needs_bfloat16
 def test_a_gradient_of_a_gradient_comes_from_the_reference_backend():
     torch.manual_seed(0)
     layer = GRU(2, 3)
@@ -234,11 +234,11 @@ def test_a_gradient_of_a_gradient_comes_from_the_reference_backend():
     torch.testing.assert_close(*found, rtol=0.1, atol=1e-4)  # 8 bits, twice
 
 
-@pytest.mark.parametrize("unit", [pytest.param(True, marks=needs_unit), False], ids=["matrix unit", "none"])
+@pytest.mark.parametrize("unit", [pytest.param(True, marks=needs_bfloat16), False], ids=["on such a CPU", "on others"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32 input", "bfloat16 input"])
 def test_autocast_gives_outputs_of_its_dtype_and_states_of_the_parameters_on_every_cpu(unit, dtype, monkeypatch):
     if not unit:
-        monkeypatch.setattr(dispatch, "target", lambda: replace(target(), tiles=False))
+        monkeypatch.setattr(dispatch, "target", lambda: replace(target(), pairs=False, tiles=False))
     torch.manual_seed(0)
     layer, x = LSTM(3, 6, num_layers=2), torch.randn(9, 2, 3)
     output, (h, c) = low(layer, x.to(dtype), record="f")[:2]
@@ -249,8 +249,8 @@ def test_autocast_gives_outputs_of_its_dtype_and_states_of_the_parameters_on_eve
     torch.testing.assert_close(output.float(), expected, rtol=0, atol=2e-2)  # 8 bits
 
 
-def test_without_a_matrix_unit_autocast_multiplies_float32(monkeypatch):
-    monkeypatch.setattr(dispatch, "target", lambda: replace(target(), tiles=False))
+def test_where_nothing_multiplies_bfloat16_autocast_multiplies_float32(monkeypatch):
+    monkeypatch.setattr(dispatch, "target", lambda: replace(target(), pairs=False, tiles=False))
     layer, x = GRU(3, 6), torch.randn(4, 2, 3)
     output, h = low(layer, x)
     expected, last = layer(x)
@@ -264,14 +264,14 @@ def test_a_compiled_layer_has_the_same_dtypes_under_autocast():
     assert (output.dtype, h.dtype) == (torch.bfloat16, torch.float32)
 
 
-@needs_unit
+@needs_bfloat16
 def test_kernels_of_another_dtype_say_what_they_serve():
-    with pytest.raises(ValueError, match="bfloat16 on one with a matrix unit.*float16"):
+    with pytest.raises(ValueError, match="bfloat16 on one that multiplies it.*float16"):
         LSTM(3, 4, backend="cpu").half()(torch.zeros(2, 1, 3).half())
     assert gatework.nn.LSTM(3, 4, backend="cpu").bfloat16()(torch.zeros(2, 1, 3).bfloat16())[0].shape == (2, 1, 4)
 
 
-@needs_unit
+@needs_bfloat16
 @pytest.mark.parametrize("sizes", [(9, 2, 32, 32), (4, 5, 64, 64)], ids=str)
 def test_nothing_is_read_behind_the_end_of_the_input(sizes):
     T, B, I, H = sizes  # noqa: E741
@@ -285,7 +285,7 @@ def test_nothing_is_read_behind_the_end_of_the_input(sizes):
     assert all(torch.equal(layer(x)[0], expected) for _ in range(3))  # through torch, and recorded
 
 
-@needs_unit
+@needs_bfloat16
 def test_a_graph_that_is_kept_gives_the_same_gradients_twice():
     torch.manual_seed(0)
     layer, x = LSTM(32, 64), torch.randn(5, 5, 32)

@@ -8,7 +8,7 @@ from gatework.autograd import blas
 from gatework.backends.cpu.record import MOST_MULTIPLICATIONS, NotRecorded, Recorder, ShortRecorder
 from gatework.backends.cpu.target import target
 
-needs_unit = pytest.mark.skipif(not target().tiles, reason="this CPU has no matrix unit for bfloat16")
+needs_bfloat16 = pytest.mark.skipif(not target().multiplies_bfloat16, reason="this CPU does not multiply bfloat16")
 
 
 def repeat(write, arrays: list[np.ndarray]) -> np.ndarray:
@@ -107,7 +107,7 @@ def test_large_products_are_left_to_torch():
         repeat(lambda xp, a: xp.matmul(a, a), [drawn(side, side)])
 
 
-@needs_unit
+@needs_bfloat16
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 5, 3), (4, 1, 3), (4, 5, 1), (3, 0, 2), (7, 33, 65)])
 @pytest.mark.parametrize(("left", "right"), [("", ""), ("T", ""), ("", "T"), ("T", "T")])
 def test_small_products_of_bfloat16_are_added_up_in_float32(left, right, rows, depth, columns):
@@ -125,7 +125,7 @@ def test_small_products_of_bfloat16_are_added_up_in_float32(left, right, rows, d
     assert torch.equal(into, more)
 
 
-@needs_unit
+@needs_bfloat16
 @pytest.mark.parametrize("width", [1, 15, 16, 33])
 def test_rounding_is_that_of_torch(width):
     a = torch.randn(5, 40)

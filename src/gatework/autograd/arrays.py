@@ -1,17 +1,18 @@
-"""What kernels ask of an array library, as torch has it: in its plain form, and where a matrix unit multiplies."""
+"""What kernels ask of an array library, as torch has it, and where products or sums of our own are faster."""
 
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..backends.cpu import gemm
+from ..backends.cpu import gemm, sums, vector_gemm
 from ..backends.cpu.record import MOST_MULTIPLICATIONS
 from ..backends.cpu.shape import TILE_ROWS
-from ..backends.cpu.target import target
+from ..backends.cpu.target import Target, target
 from ..backends.cpu.threads import launch
 from ..backends.cpu.turning import SQUARE, turn_over
 from ..backends.kernel import Kernel
@@ -19,7 +20,7 @@ from . import blas, lasting
 
 
 class Torch:
-    """What the CPU kernels ask of an array library; the twin of `backends.cpu.arrays.Numpy`."""
+    """What kernels ask of an array library; the twin of `backends.cpu.arrays.Numpy`."""
 
     matmul = staticmethod(torch.matmul)
     threads = staticmethod(torch.get_num_threads)
@@ -56,8 +57,7 @@ class Torch:
         return self.like.new_zeros(shape)
 
     def sum_of_rows(self, a: Tensor) -> Tensor:
-        # A product with ones runs at the speed of memory, a sum over the slow axis only while the caches hold it.
-        return self.matmul(a.new_ones(1, a.shape[0]), a)[0]
+        return a.sum(0)
 
     @staticmethod
     def copy(a: Tensor) -> Tensor:
@@ -86,7 +86,43 @@ class Torch:
         return ctypes.c_int64(0)
 
 
-class Short(Torch):
+class Cpu(Torch):
+    """The same for kernels of the CPU, which have sums of their own, and products where those are faster."""
+
+    def sum_of_rows(self, a: Tensor) -> Tensor:
+        made = self.empty(a.shape[1])
+        sums.sum_of_rows(self, target(), a.element_size(), tuple(a.shape), a.data_ptr(), a.stride(0), made.data_ptr())
+        return made
+
+    def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        made = self.empty(a.shape[0], b.shape[-1]) if out is None else out
+        return made if _widely_multiplied(self, a, b, made) else torch.matmul(a, b, out=made)
+
+    def add_product(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        if not _widely_multiplied(self, a, b, out, more=True):
+            out.addmm_(a, b)
+
+
+@cache
+def wide_products(machine: Target) -> frozenset[int]:
+    """The sizes of values of which kernels of our own multiply matrices faster than MKL does, which is torch's BLAS."""
+    if not torch.backends.mkl.is_available():
+        return frozenset()
+    short = {2} if machine.pairs and not machine.tiles else set()
+    return frozenset(short | ({4, 8} if machine.wider_than_blas else set()))
+
+
+def _widely_multiplied(xp: Torch, a: Tensor, b: Tensor, out: Tensor, more: bool = False) -> bool:
+    """Whether a kernel of our own has made out = a @ b, or increased it by that; of bfloat16 in float32."""
+    machine, size = target(), a.element_size()
+    if (size not in wide_products(machine) or out.element_size() < 4 or a.dim() != 2 or b.dim() != 2
+            or not vector_gemm.suits(*a.shape, b.shape[1])):
+        return False
+    sides = [vector_gemm.Side(t.data_ptr(), *t.stride()) for t in (a, b, out)]
+    return vector_gemm.multiply(xp, machine, size, (*a.shape, b.shape[1]), *sides, more)
+
+
+class Short(Cpu):
     """The same for kernels that multiply bfloat16: products round what is not, and add up in float32."""
 
     def __init__(self, device: torch.device):
@@ -124,6 +160,9 @@ class Short(Torch):
 
     def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         a, b = a.bfloat16(), b.bfloat16()
+        made = self.empty(a.shape[0], b.shape[-1]) if out is None else out
+        if _widely_multiplied(self, a, b, made):
+            return made
         if _is_small(a, b):
             product = blas.product(a, b)
             return product if out is None else out.copy_(product)
@@ -134,6 +173,8 @@ class Short(Torch):
 
     def add_product(self, out: Tensor, a: Tensor, b: Tensor) -> None:
         a, b = a.bfloat16(), b.bfloat16()
+        if _widely_multiplied(self, a, b, out, more=True):
+            return
         if _is_small(a, b) and out.stride(1) == 1 and out.dtype == torch.float32:
             blas.product(a, b, out)
         else:
@@ -145,11 +186,6 @@ class Short(Torch):
             # A product of many rows with many rows wants its left side turned over: the smaller of the two is.
             return turned(turned(b) @ a.T)
         return a @ b
-
-    def sum_of_rows(self, a: Tensor) -> Tensor:
-        if a.dtype == torch.float32:
-            return torch.matmul(a.new_ones(1, a.shape[0]), a)[0]
-        return super().sum_of_rows(a)
 
     def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
         return super().sum_by(a.float(), rows, count)
@@ -175,7 +211,7 @@ def _is_small(a: Tensor, b: Tensor) -> bool:
     return in_line and a.shape[0] * b.numel() < MOST_MULTIPLICATIONS and blas.gemm(torch.bfloat16) is not None
 
 
-class Parts(Torch):
+class Parts(Cpu):
     """The same where a matrix unit multiplies float32, in parts, faster than BLAS does: large products do it there."""
 
     def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -215,4 +251,6 @@ def arrays_of(kernel: Kernel, like: Tensor) -> Torch:
     """What a kernel asks of torch, for tensors like this input."""
     if kernel.short:
         return Short(like.device)
-    return Parts(like) if kernel.on_cpu and like.dtype == torch.float32 and kernel.machine.tiles else Torch(like)
+    if not kernel.on_cpu:
+        return Torch(like)
+    return Parts(like) if like.dtype == torch.float32 and kernel.machine.tiles else Cpu(like)

@@ -22,10 +22,11 @@ from ..backends.cpu.any_batch import AnyBatch, Known, NotRecorded, numbers
 from ..backends.cpu.record import Recorder, ShortRecorder
 from ..backends.cpu.replay import NOTHING, Program
 from ..backends.cpu.shape import TILE_ROWS
+from ..backends.cpu.target import target
 from ..backends.kernel import Kernel
 from ..compiler import Cell
 from . import blas, lasting
-from .arrays import arrays_of
+from .arrays import arrays_of, wide_products
 
 AT_ONCE = False  # record the first call already, as tests do; a length that never comes again is not worth it
 MOST_PROGRAMS = 256  # sizes of dense batches, and programs of ragged ones, of one kernel; then they begin anew
@@ -224,7 +225,9 @@ def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], sequences: Se
     if None in gemms or sum(t.numel() for t in given) > MOST_VALUES:
         return None
     count = torch.get_num_threads()
-    xp = ShortRecorder(count, *gemms) if kernel.short else Recorder(given[0].dtype.itemsize, count, *gemms)
+    wide = wide_products(target())
+    xp = (ShortRecorder(count, *gemms, wide) if kernel.short else
+          Recorder(given[0].dtype.itemsize, count, *gemms, wide))
     dense = batch.is_dense
     seen = batch if dense else AnyBatch(batch)
     short = [t.dtype == torch.bfloat16 for t in given]

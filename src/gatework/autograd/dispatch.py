@@ -44,9 +44,9 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
     checkpoint_every: keep the states of every so many steps only, and compute all else again in the backward pass;
     "auto" chooses. The gradients are the same.
 
-    "auto" takes the fused kernels for float32 and float64 on the CPU, and for bfloat16 where it has a matrix unit for
-    that, else the reference backend; "gpu" are Triton's kernels. Under autocast the outputs come in its dtype (but for
-    float64, which autocast leaves alone), and products are of bfloat16 if that is it and there is a matrix unit; states
+    "auto" takes the fused kernels for float32 and float64 on the CPU, and for bfloat16 where it multiplies that,
+    else the reference backend; "gpu" are Triton's kernels. Under autocast the outputs come in its dtype (but for
+    float64, which autocast leaves alone), and products are of bfloat16 if that is it and the CPU multiplies it; states
     keep the dtype of the parameters. "gpu" rounds all that it is given, as cuDNN does, and carries float32. Raises
     TypeError where dtypes or devices are mixed, ValueError where a backend was asked for that cannot serve them,
     ModuleNotFoundError without Triton.
@@ -113,7 +113,7 @@ def _is_usual() -> bool:
 def _multiplies_bfloat16(like: Tensor, backend: str) -> bool:
     """Whether there are kernels for products of bfloat16."""
     return (like.device.type == "cpu" and backend in ("auto", "cpu") and not torch.compiler.is_compiling()
-            and not torch._C._are_functorch_transforms_active() and target().tiles)
+            and not torch._C._are_functorch_transforms_active() and target().multiplies_bfloat16)
 
 
 def _short(cell: Cell, inputs, states, parameters, reverse, backend, outputs, sizes, checkpoint_every):
@@ -148,8 +148,9 @@ def _fused(like: Tensor, backend: str) -> bool:
     """Whether the kernels run, rather than the reference backend."""
     fused = like.device.type == "cpu" and like.dtype in FUSED
     if backend == "cpu" and not fused:
-        raise ValueError(f'backend="cpu" serves float32 and float64 on the CPU, and bfloat16 on one with a matrix unit '
-                         f'(AMX); given was {like.dtype} on {like.device}. Use backend="auto" or "reference"')
+        raise ValueError(f'backend="cpu" serves float32 and float64 on the CPU, and bfloat16 on one that multiplies it '
+                         f'(AMX, AVX512-BF16); given was {like.dtype} on {like.device}. Use backend="auto" or '
+                         f'"reference"')
     transformed = torch._C._are_functorch_transforms_active()  # vmap, torch.func.grad, ...
     if backend == "cpu" and transformed:
         raise ValueError('backend="cpu" cannot be transformed by torch.func (vmap, grad, jvp, ...); use '

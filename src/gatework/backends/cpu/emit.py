@@ -14,7 +14,7 @@ from functools import partial
 from ...compiler.expr import Expr, number
 from ..plan import Place
 from ..schedule import is_invariant
-from . import tiles
+from . import rounding, tiles
 from .ir import Function, Module
 from .maths import OPERATIONS
 from .memory import Memory
@@ -30,7 +30,7 @@ from .panels import (
     write_packing,
 )
 from .parts import report
-from .shape import TILE_ROWS, TILES, Panel, Run, Shaped, Tiled, in_tiles
+from .shape import TILE_ROWS, TILES, Panel, Run, Shaped, Tiled, in_tiles, lies_ready, rounded, row_bytes
 from .target import Target
 from .threads import SIGNATURE, WAITING
 
@@ -45,11 +45,13 @@ def emit(loop: Shaped, target: Target, size: int) -> str:
     module.functions.append(WAITING)
     for step in loop.passes:
         for panel in step.panels:
-            if loop.parts:
+            if loop.on_unit:
                 tiles.write_inner_products(module, step, panel, loop.parts)
-                tiles.write_packing(module, step, panel, loop.parts)
             else:
                 write_inner_products(module, loop, step, panel)
+            if loop.parts:
+                rounding.write_packing(module, step, panel, loop.parts)
+            else:
                 write_packing(module, loop, step, panel)
     _Kernel(module, loop).write()
     return module.text()
@@ -83,8 +85,9 @@ class _Kernel(Memory):
         f = self.f
         before = f.flush_denormals()
         if self.loop.parts:
-            tiles.begin(f)
             self.seen = f.variable("i16", "0")
+        if self.loop.on_unit:
+            tiles.begin(f)
         turns, first, direction = (f.load_word("%arguments", k) for k in range(3))
         offsets, sizes = (f.load_word("%arguments", k, "ptr") for k in (3, 4))
         words = 5 + 3 * len(self.loop.buffers)
@@ -118,8 +121,9 @@ class _Kernel(Memory):
                 self.rows = f.integer("sub", f.smaller(until, end), self.row)
                 with f.when(f.value(f"icmp sgt i64 {self.rows}, 0")):
                     self._turn()
-        if self.loop.parts:
+        if self.loop.on_unit:
             tiles.end(f)
+        if self.loop.parts:
             report(f, self.seen, f.load_word("%arguments", words + len(self.panels), "ptr"))
         f.restore_denormals(before)
         f.finish()
@@ -144,7 +148,7 @@ class _Kernel(Memory):
         f = self.f
         if not step.panels:
             return count, "0", "1"
-        if self.loop.parts:
+        if self.loop.on_unit:
             return str(step.rows), "0", "1"
         tiles = f.integer("sdiv", f.integer("add", count, step.rows - 1), step.rows)
         tiles = f.larger(tiles, "1")
@@ -175,7 +179,7 @@ class _Kernel(Memory):
         if not self.shared:
             self._blocks(step, "0", str(total), "0", self.rows)
             return
-        if self.loop.parts or total == 1:
+        if self.loop.on_unit or total == 1:
             self._blocks(step, *self._mine(str(total)), "0", self.rows)
             return
         # Blocks that are left over when all have as many are shared by rows, where there are some for everybody.
@@ -211,7 +215,7 @@ class _Kernel(Memory):
                 after = f.value(f"select i1 {f.value(f'icmp slt i64 {after}, {end}')}, i64 {after}, i64 {begin}")
                 half = f.integer("and", tile, 1)
                 for panel in step.panels:
-                    if self.loop.parts:
+                    if self.loop.on_unit:
                         self._multiply_tiles(step, panel, now, row, rows)
                     else:
                         self._multiply(step, panel, now, blocks, row, rows, after, half)
@@ -224,42 +228,47 @@ class _Kernel(Memory):
                   half: str) -> None:
         f = self.f
         across = len(panel.slots) * step.vectors * vector_bytes(self.m, panel)
-        start = f.at(self.panels[panel.name], f.integer("mul", block, panel.length * across))
+        start = f.at(self.panels[panel.name], f.integer("mul", block, panel.steps * across))
         far = bytes_ahead(self.m, step, panel)
         if calls_next_block(self.m, step, panel):
-            ahead = f.at(self.panels[panel.name], f.integer("mul", after, panel.length * across))
-            ahead = f.at(ahead, f.integer("mul", half, panel.length * far))
+            ahead = f.at(self.panels[panel.name], f.integer("mul", after, panel.steps * across))
+            ahead = f.at(ahead, f.integer("mul", half, panel.steps * far))
         else:
             ahead = f.at(start, NEAR)
         done = 0
         for k, run in enumerate(panel.runs):
-            if isinstance(run.source, Place):
-                operand = self.at(run.source, row, "0")
-            else:
-                operand = self.in_scratch(run.source, row)
-            length = str(run.length)
+            steps = panel.steps_of(run.length)
+            length = str(steps)
             if run.skip_first:
-                length = f.value(f"select i1 {self.at_edge['first']}, i64 0, i64 {run.length}")
-            stride = operand_width(self.loop, run.source)
+                length = f.value(f"select i1 {self.at_edge['first']}, i64 0, i64 {steps}")
+            operand, stride = self._where(step, run, row), operand_width(self.loop, step, run)
             here, there = f.at(start, done * across), f.at(ahead, done * far)
-            done += run.length
+            done += steps
 
             self._call_variant(step, rows, blocks, [
                 (r, b, f"call void @{inner_name(self.m, step, panel, r, b, stride)}(ptr {operand}, ptr {here}, "
                        f"i64 {length}, i1 {'true' if k else 'false'}, ptr %tile, ptr {there})")
                 for r in range(1, step.rows + 1) for b in sorted({1, step.wide.get(r, 1)})])
 
+    def _where(self, step: Tiled, run: Run, row: str) -> str:
+        """Where an operand of inner products lies."""
+        f = self.f
+        if self.loop.parts and not lies_ready(self.loop, run):
+            at = dict(rounded(self.loop, step))[run]
+            return f.at(f.at("%tile", f.integer("mul", row, row_bytes(self.loop, step))), self.sums + at)
+        return self.at(run.source, row, "0") if isinstance(run.source, Place) else self.in_scratch(run.source, row)
+
     def _round_operands(self, step: Tiled) -> None:
         """Round what the stage multiplies, or cut it into parts: all rows of the turn, behind the sums of tiles."""
-        f, stride = self.f, tiles.row_bytes(self.loop, step)
-        for run, at in tiles.rounded(self.loop, step):
+        f, stride = self.f, row_bytes(self.loop, step)
+        for run, at in rounded(self.loop, step):
             # What a lagged operand would be in the first turn is not there: nothing is multiplied then.
             rows = self.rows
             if run.skip_first:
                 rows = f.value(f"select i1 {self.at_edge['first']}, i64 0, i64 {rows}")
             with f.loop("0", rows) as row:
                 target = f.at(f.at("%tile", f.integer("mul", row, stride)), self.sums + at)
-                tiles.write_rounding(f, run, self.loop.parts, target, partial(self._operand, run, row), self.seen)
+                rounding.write_rounding(f, run, self.loop.parts, target, partial(self._operand, run, row), self.seen)
 
     def _operand(self, run: Run, row: str, unit: str, valid: int | None) -> str:
         if isinstance(run.source, Place):
@@ -267,19 +276,15 @@ class _Kernel(Memory):
         return self.f.load(self.in_scratch(run.source, row, unit), valid)
 
     def _multiply_tiles(self, step: Tiled, panel: Panel, block: str, row: str, rows: str) -> None:
-        f, stride = self.f, tiles.row_bytes(self.loop, step)
-        behind = {run.source: at for run, at in tiles.rounded(self.loop, step)}
-        across = self.loop.parts * len(panel.slots) * step.vectors * tiles.TILE
+        f = self.f
+        across = self.loop.parts * len(panel.slots) * step.vectors * rounding.TILE
         start = f.at(self.panels[panel.name], f.integer("mul", block, panel.chunks * across))
-        first, done, runs = f.at("%tile", f.integer("mul", row, stride)), 0, []
+        done, runs = 0, []
         for run in panel.runs:
             chunks = str(in_tiles(run.length))
             if run.skip_first:
                 chunks = f.value(f"select i1 {self.at_edge['first']}, i64 0, i64 {chunks}")
-            if tiles.lies_ready(self.loop, run):
-                operand, apart = self.at(run.source, row, "0"), 2 * self.loop.buffers[run.source.buffer].width
-            else:
-                operand, apart = f.at(first, self.sums + behind[run.source]), stride
+            operand, apart = self._where(step, run, row), 4 * operand_width(self.loop, step, run)
             runs.append(f"ptr {operand}, i64 {apart}, i64 {chunks}, ptr {f.at(start, done * across)}")
             done += in_tiles(run.length)
         f.choose(f.integer("sdiv", f.integer("add", rows, TILE_ROWS - 1), TILE_ROWS), {

@@ -16,10 +16,10 @@ from itertools import islice
 
 from . import jit, threads
 from .ir import Function, Module
-from .panels import turned_over
 from .parts import IN_PAIRS, PARTS, SIDE_BY_SIDE, in_parts, report
 from .target import Target
 from .tiles import LEFT, RIGHT, ROW, TILE, begin, end
+from .turning import write_turning
 
 SIDE = 16                 # rows or columns of a strip of tiles
 CHUNK = 32                # k of a tile
@@ -76,7 +76,7 @@ def text(machine: Target) -> str:
     """The LLVM IR of `multiply`, which one member of a team runs."""
     module = Module(machine, 4)
     module.functions.append(threads.WAITING)
-    _write_turning(module)
+    write_turning(module)
     for name, pairs in (("rows", False), ("pairs", True)):
         _write_tile(module, name, pairs)
         _write_strips(module, name, pairs)
@@ -85,48 +85,20 @@ def text(machine: Target) -> str:
     return module.text()
 
 
-# ---- vectors of which a number known later is valid
-
-
-def _mask(f: Function, valid: str) -> str:
-    """The first lanes."""
-    lanes = f"<{SIDE} x i32>"
-    one = f.value(f"insertelement {lanes} poison, i32 {f.value(f'trunc i64 {valid} to i32')}, i64 0")
-    all_ = f.value(f"shufflevector {lanes} {one}, {lanes} poison, {lanes} zeroinitializer")
-    return f.value(f"icmp slt {lanes} <{', '.join(f'i32 {k}' for k in range(SIDE))}>, {all_}")
-
-
-def _where(f: Function, condition: str, mask: str) -> str:
-    return f.value(f"select i1 {condition}, <{SIDE} x i1> {mask}, <{SIDE} x i1> zeroinitializer")
-
-
 # ---- packing
-
-
-def _write_turning(module: Module) -> None:
-    """16 rows of 16 values turned over, with zeros for what is not valid."""
-    f = Function(module, "turn", ["ptr %source", "i64 %stride", "i64 %rows", "i64 %columns", "ptr %target",
-                                  "i64 %apart"], separate=True)
-    mask, rows = _mask(f, "%columns"), []
-    for k in range(SIDE):
-        valid = _where(f, f.value(f"icmp sgt i64 %rows, {k}"), mask)
-        rows.append(f.load_where(f.at("%source", f.integer("mul", "%stride", k)), valid))
-    for k, row in enumerate(turned_over(f, rows)):
-        f.store(row, f.at("%target", f.integer("mul", "%apart", k)))
-    f.finish()
 
 
 def _write_tile(module: Module, name: str, pairs: bool) -> None:
     """A tile in its parts: of 16 rows with 32 values side by side, or of 32 rows with 16, in pairs of rows."""
     f = Function(module, name, _TILE, separate=True)
-    masks = [_mask(f, "%columns")] * 2 if pairs else [_mask(f, "%columns"), _mask(f, f.integer("sub", "%columns", 16))]
+    masks = [f.first_lanes(f.integer("sub", "%columns", 0 if pairs else half * SIDE)) for half in range(2)]
     seen = f.variable("i16", "0")
     with f.loop("0", SIDE) as k:
         values = []
         for half, mask in enumerate(masks):
             row = f.integer("add", f.integer("mul", k, 2), half) if pairs else k
             at = f.at("%source", f.integer("mul", "%stride", row))
-            valid = _where(f, f.value(f"icmp slt i64 {row}, %rows"), mask)
+            valid = f.where(f.value(f"icmp slt i64 {row}, %rows"), mask)
             values.append(f.load_where(at if pairs else f.at(at, half * ROW), valid))
         out = f.at("%target", f.integer("mul", k, ROW))
         for number, part in enumerate(in_parts(f, *values, IN_PAIRS if pairs else SIDE_BY_SIDE, PARTS, seen)):
@@ -304,11 +276,11 @@ def _write_out(f: Function, more: str, last: str, column: str, wide: str, row: s
     stride = _word(f, "out_stride")
     out = f.at(f.at(_word(f, "out", "ptr"), f.integer("mul", row, stride)),
                f.integer("mul", f.integer("add", column, unit), 4))
-    masks = [_mask(f, f.integer("sub", f.integer("sub", wide, unit), half * SIDE)) for half in range(2)]
+    masks = [f.first_lanes(f.integer("sub", f.integer("sub", wide, unit), half * SIDE)) for half in range(2)]
     with f.loop("0", f.smaller(f.integer("sub", last, row), str(BLOCK))) as k:
         tile = f.integer("mul", f.integer("sdiv", k, SIDE), 2 * TILE)
         here = f.at(f.at(sums, tile), f.integer("mul", f.integer("srem", k, SIDE), ROW))
         for half, mask in enumerate(masks):
             there = f.at(f.at(out, f.integer("mul", k, stride)), half * ROW)
-            before = f.load_where(there, _where(f, more, mask))
+            before = f.load_where(there, f.where(more, mask))
             f.store_where(f.arithmetic("fadd", before, f.load(f.at(here, half * TILE))), there, mask)

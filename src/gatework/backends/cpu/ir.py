@@ -181,6 +181,14 @@ class Function:
     def fma(self, a: str, b: str, c: str) -> str:
         return self.intrinsic("fmuladd", a, b, c)
 
+    def multiply_pairs(self, a: str, b: str, c: str) -> str:
+        """c + the products of both bfloat16 that lie in each value of a and of b."""
+        v = self.module.vector
+        name, pairs = "llvm.x86.avx512bf16.dpbf16ps.512", "<32 x bfloat>"
+        self.module.declared[f"declare {v} @{name}({v}, {pairs}, {pairs})"] = None
+        a, b = (self.value(f"bitcast {v} {x} to {pairs}") for x in (a, b))
+        return self.value(f"call {v} @{name}({v} {c}, {pairs} {a}, {pairs} {b})")
+
     def select(self, compare: str, a: str, b: str, yes: str, no: str) -> str:
         m = self.module
         c = self.value(f"fcmp {compare} {m.vector} {a}, {b}")
@@ -222,18 +230,41 @@ class Function:
         self.line(f"call void @llvm.masked.store.{m.suffix}.p0({m.vector} {value}, ptr {pointer}, i32 {m.size}, {bits} "
                   f"{mask})")
 
+    def first_lanes(self, valid: str) -> str:
+        """A mask of so many lanes, which is a number known later."""
+        lanes, count = f"<{self.module.lanes} x i32>", self.value(f"trunc i64 {valid} to i32")
+        one = self.value(f"insertelement {lanes} poison, i32 {count}, i64 0")
+        all_ = self.value(f"shufflevector {lanes} {one}, {lanes} poison, {lanes} zeroinitializer")
+        numbers = ", ".join(f"i32 {k}" for k in range(self.module.lanes))
+        return self.value(f"icmp slt {lanes} <{numbers}>, {all_}")
+
+    def where(self, condition: str, mask: str) -> str:
+        """A mask, or an empty one."""
+        bits = f"<{self.module.lanes} x i1>"
+        return self.value(f"select i1 {condition}, {bits} {mask}, {bits} zeroinitializer")
+
     def load_short(self, pointer: str, valid: int | None = None) -> str:
         """Load a vector of bfloat16, which is the upper half of float32."""
         m, kind = self.module, f"<{self.module.lanes} x i16>"
         if valid is None:
-            bits = self.value(f"load {kind}, ptr {pointer}, align 2")
+            bits = self.value(f"zext {kind} {self.value(f'load {kind}, ptr {pointer}, align 2')} to {m.integers}")
         else:
-            mask, name = f"<{m.lanes} x i1>", f"llvm.masked.load.v{m.lanes}i16.p0"
-            m.declared[f"declare {kind} @{name}(ptr, i32, {mask}, {kind})"] = None
-            bits = self.value(f"call {kind} @{name}(ptr {pointer}, i32 2, {mask} {self._mask(valid)}, {kind} "
-                              "zeroinitializer)")
-        wide = self.value(f"shl {m.integers} {self.value(f'zext {kind} {bits} to {m.integers}')}, splat (i32 16)")
+            bits = self.load_halves_where(pointer, self._mask(valid))
+        return self.widened(bits)
+
+    def widened(self, bits: str) -> str:
+        """Of integers the lower halves, which are bfloat16."""
+        m = self.module
+        wide = self.value(f"shl {m.integers} {bits}, splat (i32 16)")
         return self.value(f"bitcast {m.integers} {wide} to {m.vector}")
+
+    def load_halves_where(self, pointer: str, mask: str) -> str:
+        """Load values of 16 bits, those of a mask, as integers."""
+        m, kind, bits = self.module, f"<{self.module.lanes} x i16>", f"<{self.module.lanes} x i1>"
+        name = f"llvm.masked.load.v{m.lanes}i16.p0"
+        m.declared[f"declare {kind} @{name}(ptr, i32, {bits}, {kind})"] = None
+        loaded = self.value(f"call {kind} @{name}(ptr {pointer}, i32 2, {bits} {mask}, {kind} zeroinitializer)")
+        return self.value(f"zext {kind} {loaded} to {m.integers}")
 
     def half(self, pairs: str, upper: bool) -> str:
         """Of pairs of bfloat16 the lower or the upper ones."""

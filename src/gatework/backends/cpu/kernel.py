@@ -13,11 +13,11 @@ from ...compiler.scan import with_before
 from .. import kernel
 from ..batch import Batch, share
 from ..plan import Loop
-from . import jit, threads, tiles
+from . import jit, rounding, threads
 from .emit import emit, splits_units, tile_values
 from .panels import block_count, panel_values, shortened
 from .parts import PARTS
-from .shape import TILE_ROWS, TILE_VALUES, Panel, in_tiles, shape
+from .shape import TILE_ROWS, TILE_VALUES, Panel, in_tiles, row_bytes, shape
 from .target import Target, target
 
 # Values of weights from which packing them takes longer than a call of BLAS that reads them as they are, or than waking
@@ -84,7 +84,7 @@ class Compiled:
         lanes = machine.lanes(size)
         loop = shape(loop, machine, lanes, parts, short_weights)
         self.loop, self.machine, self.size, self.cell = loop, machine, size, cell
-        values = partial(tiles.panel_values, loop.parts) if loop.parts else panel_values
+        values = partial(rounding.panel_values, loop.parts) if loop.parts else panel_values
         self.panels = [(panel, block_count(step, lanes), values(step, panel, lanes))
                        for step in loop.passes for panel in step.panels]
         self.multiplications = sum(panel.length * len(panel.slots) * step.size
@@ -92,7 +92,7 @@ class Compiled:
         self.panel_values = sum(values for _, _, values in self.panels)
         self.tile_values = tile_values(loop, lanes) + lanes
         # Of operands in parts, in values of the loop, for each row of a thread.
-        self.rounded_values = max(tiles.row_bytes(loop, s) for s in loop.passes) // size if loop.parts else 0
+        self.rounded_values = max(row_bytes(loop, s) for s in loop.passes) // size if loop.parts else 0
         self.shareable = splits_units(loop, lanes)
         self.buffers = [(b.name, b.width * (2 if b.short else size)) for b in loop.buffers.values()]
 
@@ -241,7 +241,7 @@ class Kernel(kernel.Kernel):
 def _kernel(cell: Cell, outputs: tuple[str, ...], sizes: tuple[tuple[str, int], ...], bytes_per_value: int,
             machine: Target, short: bool) -> Kernel:
     scan = split(cell, outputs)
-    # Rows of inputs pass through a matrix unit as fast as they would be read back from memory.
+    # Rows of bfloat16 are multiplied as fast as the products would be read back from memory.
     return Kernel(with_before(scan, "constant") if short else scan, dict(sizes), bytes_per_value, machine, short)
 
 
@@ -250,6 +250,6 @@ def kernel_for(cell: Cell, sizes: dict[str, int], bytes_per_value: int, outputs:
     """The kernel of a cell for sizes (names as in the cell) and 4 or 8 bytes per value.
 
     `outputs` names the states and recorded values to hand out for every step; the cell's output if not given.
-    `short`: multiply bfloat16 on the matrix unit. That needs 4 bytes per value and a `target()` with `tiles`.
+    `short`: multiply bfloat16. That needs 4 bytes per value and a `target()` that `multiplies_bfloat16`.
     """
     return _kernel(cell, outputs or (cell.output,), tuple(sorted(sizes.items())), bytes_per_value, target(), short)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...compiler.expr import Expr
 from ..plan import Place
 from .ir import Function, Module
-from .shape import Panel, Shaped, Tiled
+from .shape import Panel, Run, Shaped, Tiled, lies_ready, row_bytes
 from .threads import SIGNATURE
 
 UNROLL = 2    # steps of an inner product in one turn of its loop
@@ -23,7 +22,7 @@ def block_count(step: Tiled, lanes: int) -> int:
 
 def panel_values(step: Tiled, panel: Panel, lanes: int) -> int:
     """How many values a packed panel holds."""
-    return block_count(step, lanes) * panel.length * len(panel.slots) * step.vectors * lanes
+    return block_count(step, lanes) * panel.steps * len(panel.slots) * step.vectors * lanes
 
 
 def vector_bytes(module: Module, panel: Panel) -> int:
@@ -50,7 +49,7 @@ def shortened(values: np.ndarray, across: int, lanes: int) -> np.ndarray:
 
 def calls_next_block(module: Module, step: Tiled, panel: Panel) -> bool:
     """Whether inner products call for the next block of the panel (from the third cache), or for what comes soon."""
-    return panel.length * len(panel.slots) * step.vectors * vector_bytes(module, panel) <= MOST_NEXT
+    return panel.steps * len(panel.slots) * step.vectors * vector_bytes(module, panel) <= MOST_NEXT
 
 
 def lines_ahead(module: Module, step: Tiled, panel: Panel) -> int:
@@ -67,32 +66,37 @@ def bytes_ahead(module: Module, step: Tiled, panel: Panel) -> int:
 def write_inner_products(module: Module, loop: Shaped, step: Tiled, panel: Panel) -> None:
     for rows in range(1, step.rows + 1):
         for blocks in sorted({1, step.wide.get(rows, 1)}):
-            for stride in sorted({operand_width(loop, r.source) for r in panel.runs}):
+            for stride in sorted({operand_width(loop, step, r) for r in panel.runs}):
                 _write_inner_product(module, step, panel, rows, blocks, stride)
 
 
-def operand_width(loop: Shaped, source: Place | Expr) -> int:
-    """The distance of an operand from one row to the next, in values."""
-    return loop.buffers[source.buffer].width if isinstance(source, Place) else loop.scratch_row
+def operand_width(loop: Shaped, step: Tiled, run: Run) -> int:
+    """The distance of an operand from one row to the next, in values, or pairs of bfloat16."""
+    if loop.parts:
+        return (2 * loop.buffers[run.source.buffer].width if lies_ready(loop, run) else row_bytes(loop, step)) // 4
+    return loop.buffers[run.source.buffer].width if isinstance(run.source, Place) else loop.scratch_row
 
 
 def inner_name(module: Module, step: Tiled, panel: Panel, rows: int, blocks: int, stride: int) -> str:
     """Named by all that its code depends on: panels of one shape share it."""
     slots = "".join(f"{slot}{'b' if begun else ''}_" for slot, begun in zip(panel.slots, panel.begun))
     marks = ["m" * (len(panel.runs) > 1), "o" * _is_odd(panel), "f" * calls_next_block(module, step, panel),
-             "s" * panel.short]
-    length = f"_{panel.length}" if blocks > 1 else ""
+             "s" * panel.short, "p" * panel.paired]
+    length = f"_{panel.steps}" if blocks > 1 else ""
     return (f"dot_{slots}of{len(step.stage.products)}x{step.vectors}_{rows}of{step.rows}x{blocks}_{stride}{length}"
             f"_{''.join(marks)}")
 
 
 def _is_odd(panel: Panel) -> bool:
     """Whether a run has steps left over from the unrolled ones."""
-    return any(run.length % UNROLL for run in panel.runs)
+    return any(panel.steps_of(run.length) % UNROLL for run in panel.runs)
 
 
 def _write_inner_product(module: Module, step: Tiled, panel: Panel, rows: int, blocks: int, stride: int) -> None:
-    """acc[block][row][slot][vector] (+)= sum over k of operand[row][k] * panel[block][k][slot][vector]."""
+    """acc[block][row][slot][vector] (+)= sum over k of operand[row][k] * panel[block][k][slot][vector].
+
+    In a paired panel k counts pairs, of which each product adds up two.
+    """
     name = inner_name(module, step, panel, rows, blocks, stride)
     if name in module.names:
         return
@@ -100,7 +104,8 @@ def _write_inner_product(module: Module, step: Tiled, panel: Panel, rows: int, b
                  ["ptr %operand", "ptr %panel", "i64 %length", "i1 %more", "ptr %acc", "ptr %ahead"], separate=True)
     vector, across = module.lanes * module.size, len(panel.slots) * step.vectors
     row = across * vector_bytes(module, panel)
-    block_stride = panel.length * row
+    block_stride = panel.steps * row
+    multiply = f.multiply_pairs if panel.paired else f.fma
     where = {}  # (block, row, column of the panel row) -> offset of its accumulator
     for b in range(blocks):
         for r in range(rows):
@@ -144,7 +149,7 @@ def _write_inner_product(module: Module, step: Tiled, panel: Panel, rows: int, b
 
         def add(row: str, panel_row: str, key: tuple[int, int, int]) -> None:
             old = f.value(f"load {module.vector}, ptr {acc[key]}")
-            f.line(f"store {module.vector} {f.fma(row, panel_row, old)}, ptr {acc[key]}")
+            f.line(f"store {module.vector} {multiply(row, panel_row, old)}, ptr {acc[key]}")
 
         # The fewer of the two stay in registers, the others pass through one: no accumulator is spilled.
         if rows < len(columns):

@@ -11,20 +11,17 @@ from __future__ import annotations
 import ctypes
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
-from . import replay, threads
+from . import replay, sums, threads, vector_gemm
 from .any_batch import Index, Known, NotRecorded, most
 from .shape import TILE_ROWS
+from .target import target
 
 # From so many multiplications on, a product does not notice how it was called.
 MOST_MULTIPLICATIONS = 1 << 26
-BFLOAT16_ONE = 0x3F80
 
 
 class Memory:
@@ -130,10 +127,10 @@ def _dense(shape: Sequence[int]) -> tuple[int, ...]:
 
 class Recorder:
     """The steps of one walk. size: bytes of a value; gemm: the address of BLAS's function for such values, its
-    arguments as in Fortran."""
+    arguments as in Fortran; wide: sizes of values of which `vector_gemm` multiplies larger matrices."""
 
-    def __init__(self, size: int, most_threads: int, gemm: int):
-        self.size, self._threads, self._gemm = size, most_threads, gemm
+    def __init__(self, size: int, most_threads: int, gemm: int, wide: Collection[int] = ()):
+        self.size, self._threads, self._gemm, self._wide = size, most_threads, gemm, wide
         self._steps: list[Word] = []
         self._read: list[Word] = []       # by the functions that steps call
         self._behind = Memory(0)          # the steps: the memory of these words
@@ -176,10 +173,8 @@ class Recorder:
         return made
 
     def sum_of_rows(self, a: Array) -> Array:
-        made, ones = self.given(a.shape[1:]), _ones(most(a.shape[0]), a.size)
-        self._held.append(ones)
-        row = Array(self, made.memory, 0, (1, *made.shape), (a.shape[1], 1))
-        self._multiply(row, ones.ctypes.data, (1, a.shape[0]), (a.shape[0], 1), a, 0.0)
+        made = self.given(a.shape[1:])
+        sums.sum_of_rows(self, target(), a.size, a.shape, self.address(a), a.strides[0], self.address(made))
         return made
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
@@ -278,6 +273,11 @@ class Recorder:
             return
         if out.strides[1] != 1 and columns > 1:
             raise NotRecorded("a result whose values do not lie side by side")
+        sides = vector_gemm.Side(left, *strides), vector_gemm.Side(self.address(right), *right.strides)
+        if (right.size in self._wide and vector_gemm.suits(rows, depth, columns) and vector_gemm.multiply(
+                self, target(), right.size, (rows, depth, columns), *sides,
+                vector_gemm.Side(self.address(out), *out.strides), bool(more))):
+            return
         a, a_step = letter(right.shape, right.strides)
         b, b_step = letter(shape, strides)
         self._step(replay.MULTIPLY, self._gemm_of(right), a, b, columns, rows, depth, self._number(1.0),
@@ -327,8 +327,8 @@ class Recorder:
 class ShortRecorder(Recorder):
     """The same for kernels that multiply bfloat16. `short_gemm` multiplies that and adds up in float32."""
 
-    def __init__(self, most_threads: int, gemm: int, short_gemm: int):
-        super().__init__(4, most_threads, gemm)
+    def __init__(self, most_threads: int, gemm: int, short_gemm: int, wide: Collection[int] = ()):
+        super().__init__(4, most_threads, gemm, wide)
         self._short_gemm = short_gemm
 
     def empty(self, *shape: int, short: bool = False) -> Array:
@@ -390,7 +390,3 @@ def letter(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
         return ord("T"), max(strides[1], rows)
     raise NotRecorded("a matrix whose values do not lie side by side")
 
-
-@lru_cache(maxsize=64)
-def _ones(count: int, size: int) -> np.ndarray:
-    return np.full(count, BFLOAT16_ONE, np.uint16) if size == 2 else np.ones(count, np.dtype(f"f{size}"))

@@ -97,7 +97,7 @@ def text(size: int) -> str:
         given = f.at(step, 16)
         steps = {MULTIPLY: _multiply, RUN: _run, TEAM: _team, ZERO: _zero, COPY: _copies, ADD: _add,
                  GATHER: partial(_by_number, scatter=False), SCATTER: partial(_by_number, scatter=True)}
-        if size == 4 and target().tiles:  # only such machines have the instruction, and nobody else the need
+        if size == 4 and target().multiplies_bfloat16:  # nobody else has the instruction, or the need
             steps[ROUND] = _round
         f.choose(f.load_word(step, 0), {kind: partial(write, f, given) for kind, write in steps.items()})
         f.line(f"store i64 {f.integer('add', now, f.load_word(step, 1))}, ptr {counter}")

@@ -12,6 +12,7 @@ from .target import Target
 # On a matrix unit a tile is 16 rows of 16 sums, or of 32 values to multiply. Of its eight registers four hold sums, two
 # by two, so that what is loaded is used twice.
 TILE_ROWS, TILE_VALUES, TILES = 16, 32, 2
+CHUNK = 2 * TILE_VALUES  # bytes of one row of a tile
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Panel:
     runs: tuple[Run, ...]
     pieces: tuple[tuple[int, tuple[tuple[str, str, str], ...]], ...]
     short: bool = False      # holds bfloat16, though it is multiplied as float32
+    paired: bool = False     # k counts pairs of bfloat16, in whole chunks of the operands
 
     @property
     def length(self) -> int:
@@ -45,6 +47,15 @@ class Panel:
     def chunks(self) -> int:
         """The same in tiles, each piece rounded up."""
         return sum(in_tiles(n) for n, _ in self.pieces)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an inner product with all of it."""
+        return sum(self.steps_of(n) for n, _ in self.pieces)
+
+    def steps_of(self, length: int) -> int:
+        """Steps of an inner product with so much of it."""
+        return in_tiles(length) * TILE_VALUES // 2 if self.paired else length
 
 
 def in_tiles(length: int) -> int:
@@ -66,10 +77,12 @@ class Tiled(Pass):
 class Shaped(Loop):
     """A loop whose passes are tiled.
 
-    `parts`: 0, vectors multiply; else a matrix unit: 1, operands rounded to bfloat16; 3, float32 as sums of three such.
+    `parts`: 0, operands are multiplied as they are; 1, rounded to bfloat16; 3, float32 as sums of three such. The
+    latter two are for a matrix unit, where there is one (`on_unit`), else 1 is for vectors.
     """
 
     parts: int = 0
+    on_unit: bool = False
 
     @property
     def panels(self) -> list[Panel]:
@@ -82,17 +95,19 @@ def shape(loop: Loop, target: Target, lanes: int, parts: int = 0, short_weights:
     `short_weights`: panels hold bfloat16 that vectors multiply as float32.
     """
     parts = parts or int(loop.short)
-    loop = Shaped(**vars(loop) | dict(passes=[Tiled(**vars(step)) for step in loop.passes]), parts=parts)
+    on_unit = bool(parts) and target.tiles
+    loop = Shaped(**vars(loop) | dict(passes=[Tiled(**vars(step)) for step in loop.passes]), parts=parts,
+                  on_unit=on_unit)
     for number, step in enumerate(loop.passes):
         if step.stage.products:
-            across = TILES if parts else 4 if target.registers >= 32 else 2  # vectors of a panel row
+            across = TILES if on_unit else 4 if target.registers >= 32 else 2  # vectors of a panel row
             chunk = _set_width(step, lanes, across)
-            if parts:
+            if on_unit:
                 step.rows = TILES * TILE_ROWS
             else:
                 _set_rows(step, target, lanes, chunk)
             _panels(loop, step, number, across)
-            step.panels = [replace(p, short=short_weights) for p in step.panels]
+            step.panels = [replace(p, short=short_weights, paired=bool(parts) and not on_unit) for p in step.panels]
     return loop
 
 
@@ -142,10 +157,36 @@ def _runs(loop: Shaped, operands: list[tuple[Expr, dict]]) -> tuple[Run, ...]:
     for v, _ in operands:
         place, size = loop.reads.get(v), loop.size(v)
         last = runs[-1] if runs else None
-        if (last and place and isinstance(last.source, Place) and not loop.parts  # each run fills its own tiles
+        if (last and place and isinstance(last.source, Place) and not loop.parts  # each run fills its own chunks
                 and replace(place, offset=0, size=0) == replace(last.source, offset=0, size=0)
                 and last.source.offset + last.length == place.offset):
             runs[-1] = replace(last, length=last.length + size)
         else:
             runs.append(Run(place or v, size, v.op == "lag"))
     return tuple(runs)
+
+
+# ---- operands that are rounded to bfloat16, in rows of chunks
+
+
+def lies_ready(loop: Shaped, run: Run) -> bool:
+    """Whether an operand can be read where it is: bfloat16 already, and in whole chunks."""
+    return isinstance(run.source, Place) and loop.buffers[run.source.buffer].short and run.length % TILE_VALUES == 0
+
+
+def rounded(loop: Shaped, step: Tiled) -> list[tuple[Run, int]]:
+    """The operands of a stage that must be rounded, and where in a row of such ones each begins, in bytes."""
+    found, at = [], 0
+    for run in {r.source: r for p in step.panels for r in p.runs}.values():
+        if not lies_ready(loop, run):
+            found.append((run, at))
+            at += in_tiles(run.length) * loop.parts * CHUNK
+    return found
+
+
+def row_bytes(loop: Shaped, step: Tiled) -> int:
+    """Bytes from one row of rounded operands to the next.
+
+    An odd number of lines: rows at a power of two would push each other out of the first cache.
+    """
+    return sum(in_tiles(run.length) for run, _ in rounded(loop, step)) * loop.parts * CHUNK | CHUNK

@@ -25,10 +25,16 @@ class Target:
     features: str
     flag_flushes: bool = False   # the thread has a flag that turns denormal results into 0
     fast_division: bool = False  # a reciprocal estimate of 14 bits, one Newton step from float32
+    wider_than_blas: bool = False  # MKL, torch's BLAS, multiplies with vectors that are half as wide
+    pairs: bool = False          # vectors multiply pairs of bfloat16 (AVX512-BF16)
     tiles: bool = False          # a matrix unit for bfloat16, whose tiles are 16 rows of 64 bytes (AMX)
 
     def __hash__(self) -> int:  # of all features, for every call, would take long
         return hash(self.name)
+
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        return self.pairs or self.tiles
 
     def lanes(self, bytes_per_value: int) -> int:
         return self.bits // (8 * bytes_per_value)
@@ -40,9 +46,10 @@ def _known(cpu: str, features: dict[str, bool]) -> dict[str, Target]:
     found = {}
     if platform.machine().lower() in ("x86_64", "amd64"):
         if features.get("avx512f") and features.get("avx512vl") and features.get("avx512dq"):
-            tiles = all(map(features.get, ("amx-tile", "amx-bf16", "avx512bf16", "avx512bw"))) and _may_use_tiles()
+            pairs = bool(features.get("avx512bf16") and features.get("avx512bw"))
+            tiles = pairs and all(map(features.get, ("amx-tile", "amx-bf16"))) and _may_use_tiles()
             found["avx512"] = Target("avx512", 512, 32, cpu, flat + ",-prefer-256-bit", True, fast_division=True,
-                                     tiles=tiles)
+                                     wider_than_blas=_has_zen5_units(cpu), pairs=pairs, tiles=tiles)
         if features.get("avx2") and features.get("fma"):
             found["avx2"] = Target("avx2", 256, 16, "haswell", "", flag_flushes=True)
         found["sse2"] = Target("sse2", 128, 16, "x86-64", "", flag_flushes=True)
@@ -51,6 +58,11 @@ def _known(cpu: str, features: dict[str, bool]) -> dict[str, Target]:
     else:
         found["generic"] = Target("generic", 128, 16, cpu, flat)
     return found
+
+
+def _has_zen5_units(cpu: str) -> bool:
+    """Whether this is a processor of AMD's, for which MKL has code for AVX2, whose units are 512 bits wide."""
+    return cpu.startswith("znver") and int(cpu.removeprefix("znver")) >= 5
 
 
 def _may_use_tiles() -> bool:

@@ -31,6 +31,19 @@ def _function(machine: Target):
     return code.function("turn", *threads.KINDS)
 
 
+def write_turning(module: Module) -> None:
+    """turn: a square of as many rows and values as a vector has lanes, with zeros for what is not valid."""
+    f = Function(module, "turn", ["ptr %source", "i64 %stride", "i64 %rows", "i64 %columns", "ptr %target",
+                                  "i64 %apart"], separate=True)
+    mask, rows = f.first_lanes("%columns"), []
+    for k in range(module.lanes):
+        valid = f.where(f.value(f"icmp sgt i64 %rows, {k}"), mask)
+        rows.append(f.load_where(f.at("%source", f.integer("mul", "%stride", k)), valid))
+    for k, row in enumerate(turned_over(f, rows)):
+        f.store(row, f.at("%target", f.integer("mul", "%apart", k)))
+    f.finish()
+
+
 def text(machine: Target) -> str:
     """The LLVM IR: squares of columns from %first on, %rows of them."""
     module = Module(machine, 4)

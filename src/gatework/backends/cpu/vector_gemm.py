@@ -1,0 +1,254 @@
+"""Large products by the widest vectors of the machine, where the BLAS at hand uses narrower ones.
+
+MKL, which torch multiplies with, gives AMD's processors its code for AVX2: half of what those can do whose units are
+512 bits wide. Here a block of rows by two vectors of columns stays in registers while it walks along the depth. The
+right side is packed first, for all threads, strip by strip of such columns; then each thread takes rows. These are read
+where they lie, if the depth lies side by side and there are enough for a block, else from a packed copy.
+
+bfloat16 is multiplied the same way, where vectors do that: two steps of the depth are one value, a pair, and sums are
+float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from . import jit, threads
+from .any_batch import Known, most
+from .ir import Function, Module
+from .target import Target
+from .turning import write_turning
+
+MOST_ROWS, VECTORS = 12, 2  # of a block of sums, in registers
+ACROSS = 3                  # rows that one pointer serves
+UNROLL = 2
+DEEP, WIDE = 256, 1024      # of the right side, packed at once: half of a second cache
+# A product that is smaller, or has fewer rows or a shorter side, is BLAS's; one of less work is one thread's.
+LEAST, LEAST_ROWS, LEAST_SIDE, WORTH_A_THREAD = 1 << 17, 8, 16, 1 << 19
+_WORDS = ("left", "left_row", "left_deep", "right", "right_deep", "right_column", "out", "out_row", "rows", "columns",
+          "depth", "more", "packed")
+_BLOCK = ["ptr %left", "i64 %row", "i64 %deep", "ptr %right", "i64 %depth", "i1 %more", "ptr %out", "i64 %out_row",
+          "i64 %rows", "i64 %columns"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A matrix [rows, columns]: where it begins, and values from row to row and from column to column."""
+
+    address: Any
+    row: int
+    column: int
+
+
+def suits(rows: int, depth: int, columns: int) -> bool:
+    """Whether a product is large enough, and fills blocks."""
+    return rows >= LEAST_ROWS and min(depth, columns) >= LEAST_SIDE and rows * depth * columns >= LEAST
+
+
+def multiply(xp, machine: Target, size: int, shape: tuple[int, int, int], left: Side, right: Side, out: Side,
+             more: bool) -> bool:
+    """out [rows, columns] = left [rows, depth] @ right [depth, columns], or is increased by it; shape: these three.
+
+    Values of `size` bytes, and of 4 in `out`, for 2; no side is empty. Returns whether it could: values must lie side
+    by side on one axis of each, in `out` along its rows, and pairs must be whole where they are read as they lie.
+    """
+    rows, depth, columns = shape
+    paired = size == 2
+    halved = paired and (depth % 2 == 1 or isinstance(depth, Known)) and 1 in (left.column, right.row)
+    if 1 not in (left.row, left.column) or 1 not in (right.row, right.column) or out.column != 1 or halved:
+        return False
+    wide, steps = 4 if paired else size, 2 if paired else 1  # bytes of a sum, and what is one step of the depth
+    lanes = machine.lanes(wide)
+    packed = -(-min(columns, WIDE) // (VECTORS * lanes)) * VECTORS * lanes * DEEP * wide
+    own = DEEP * lanes * wide
+    parts = min(xp.threads(), -(-most(rows) // _rows(lanes)), 1 + most(rows) * depth * columns // WORTH_A_THREAD)
+    parts = parts if threads.team() else 1
+    work = xp.work((packed + parts * own) // wide)
+    at = xp.address(work)
+    words = [left.address, left.row * size, left.column * size * steps, right.address, right.row * size * steps,
+             right.column * size, out.address, out.row * wide, rows, columns, depth, int(more), at]
+    xp.run(function(machine, wide, paired), words, [(0, 0, at + (packed + k * own), 0) for k in range(parts)],
+           parts > 1)
+    xp.give_back(work)
+    return True
+
+
+def _rows(lanes: int) -> int:
+    """Rows of a block: packed ones fit a vector."""
+    return min(MOST_ROWS, lanes)
+
+
+@cache
+def function(machine: Target, size: int, paired: bool):
+    return jit.load(text(machine, size, paired), machine).function("multiply", *threads.KINDS)
+
+
+def text(machine: Target, size: int, paired: bool) -> str:
+    """The LLVM IR of `multiply`, which one member of a team runs, for values of so many bytes, or pairs as large."""
+    module = Module(machine, size)
+    module.functions.append(threads.WAITING)
+    write_turning(module)
+    _write_block(module, paired)
+    _write_multiply(module, paired)
+    return module.text()
+
+
+def _write_block(module: Module, paired: bool) -> None:
+    """out (+)= left @ right for a block of rows and a packed strip; `row` and `deep`: bytes from one to the next."""
+    f = Function(module, "block", _BLOCK, separate=True)
+    vector = module.lanes * module.size
+    count = _rows(module.lanes)
+    sums = [[f.variable(module.vector, "zeroinitializer") for _ in range(VECTORS)] for _ in range(count)]
+    multiply = f.multiply_pairs if paired else f.fma
+    third = f.integer("mul", "%row", ACROSS)
+    begins = ["%left"]
+    for _ in range(ACROSS, count, ACROSS):
+        begins.append(f.at(begins[-1], third))
+    rows = [f.variable("ptr", begin) for begin in begins]
+    right = f.variable("ptr", "%right")
+    second = f.integer("mul", "%row", 2)
+
+    def step() -> None:
+        panel = f.value(f"load ptr, ptr {right}")
+        columns = [f.load(f.at(panel, v * vector)) for v in range(VECTORS)]
+        f.line(f"store ptr {f.at(panel, VECTORS * vector)}, ptr {right}")
+        for k, pointer in enumerate(rows):
+            here = f.value(f"load ptr, ptr {pointer}")
+            for n in range(min(ACROSS, count - ACROSS * k)):
+                value = f.load_spread(f.at(here, (0, "%row", second)[n]))
+                for v, column in enumerate(columns):
+                    place = sums[ACROSS * k + n][v]
+                    before = f.value(f"load {module.vector}, ptr {place}")
+                    f.line(f"store {module.vector} {multiply(value, column, before)}, ptr {place}")
+            f.line(f"store ptr {f.at(here, '%deep')}, ptr {pointer}")
+
+    whole = f.integer("and", "%depth", -UNROLL)
+    with f.loop("0", whole, UNROLL):
+        for _ in range(UNROLL):
+            step()
+    with f.loop(whole, "%depth"):
+        step()
+    masks = [f.first_lanes(f.integer("sub", "%columns", v * module.lanes)) for v in range(VECTORS)]
+    before = [f.where("%more", mask) for mask in masks]
+    for n in range(count):
+        with f.when(f.value(f"icmp sgt i64 %rows, {n}")):
+            out = f.at("%out", f.integer("mul", "%out_row", n))
+            for v, mask in enumerate(masks):
+                here, total = f.at(out, v * vector), f.value(f"load {module.vector}, ptr {sums[n][v]}")
+                f.store_where(f.arithmetic("fadd", total, f.load_where(here, before[v])), here, mask)
+    f.finish()
+
+
+def _word(f: Function, name: str, kind: str = "i64") -> str:
+    return f.load_word("%arguments", _WORDS.index(name), kind)
+
+
+def _write_multiply(module: Module, paired: bool) -> None:
+    f = Function(module, "multiply", threads.SIGNATURE, internal=False)
+    flags = f.flush_denormals()
+    strip = VECTORS * module.lanes
+    columns, depth, out_row = (_word(f, name) for name in ("columns", "depth", "out_row"))
+    packed, out = (_word(f, name, "ptr") for name in ("packed", "out"))
+    sides = _Side(f, "left", "row", "deep", depth, paired), _Side(f, "right", "column", "deep", depth, paired)
+    if paired:
+        depth = f.integer("sdiv", f.integer("add", depth, 1), 2)
+    block = _rows(module.lanes)
+    first_row, last_row = _share(f, _word(f, "rows"), block)
+    for_more = f.value(f"icmp ne i64 {_word(f, 'more')}, 0")
+    with f.loop("0", columns, WIDE) as column, f.loop("0", depth, DEEP) as k:
+        wide, deep = (f.smaller(f.integer("sub", all_, here), limit)
+                      for all_, here, limit in ((columns, column, str(WIDE)), (depth, k, str(DEEP))))
+        more = f.value(f"or i1 {for_more}, {f.value(f'icmp sgt i64 {k}, 0')}")
+        with f.loop(*_share(f, wide, strip), strip) as begin:
+            of_strip = f.smaller(f.integer("sub", wide, begin), str(strip))
+            there = f.at(packed, f.integer("mul", begin, DEEP * module.size))
+            sides[1].pack(f.integer("add", column, begin), of_strip, k, deep, there, VECTORS)
+        _meet(f)
+        with f.loop(first_row, last_row, block) as row:
+            rows = f.smaller(f.integer("sub", last_row, row), str(block))
+            left, apart, along = _left(sides[0], row, rows, k, deep)
+            here = f.at(out, f.integer("mul", row, out_row))
+            with f.loop("0", wide, strip) as begin:
+                there = f.at(here, f.integer("mul", f.integer("add", column, begin), module.size))
+                f.line(f"call void @block(ptr {left}, i64 {apart}, i64 {along}, "
+                       f"ptr {f.at(packed, f.integer('mul', begin, DEEP * module.size))}, i64 {deep}, i1 {more}, "
+                       f"ptr {there}, i64 {out_row}, i64 {rows}, i64 {f.integer('sub', wide, begin)})")
+        _meet(f)  # before the right side is written over
+    f.restore_denormals(flags)
+    f.finish()
+
+
+def _share(f: Function, total: str, unit: int) -> tuple[str, str]:
+    """What this member has of so many, in whole units."""
+    units = f.integer("sdiv", f.integer("add", total, unit - 1), unit)
+    first, until = (f.integer("mul", f.integer("sdiv", f.integer("mul", k, units), "%all"), unit)
+                    for k in ("%me", f.integer("add", "%me", 1)))
+    return first, f.smaller(until, total)
+
+
+def _meet(f: Function) -> None:
+    with f.when(f.value("icmp sgt i64 %all, 1")):
+        f.line("call void @meet(ptr %point, i64 %all)")
+
+
+class _Side:
+    """A side of a product: units (rows of the left one, columns of the right one) by steps of the depth."""
+
+    def __init__(self, f: Function, name: str, unit: str, step: str, depth: str, paired: bool):
+        self.f, self.depth, self.paired = f, depth, paired
+        self.start = _word(f, name, "ptr")
+        self.apart, self.along = _word(f, f"{name}_{unit}"), _word(f, f"{name}_{step}")  # bytes between units, steps
+        self.in_line = f.value(f"icmp eq i64 {self.along}, {f.module.size}")
+
+    def at(self, unit: str, k: str) -> str:
+        f = self.f
+        return f.at(f.at(self.start, f.integer("mul", unit, self.apart)), f.integer("mul", k, self.along))
+
+    def pack(self, unit: str, units: str, k: str, deep: str, target: str, vectors: int) -> None:
+        """Some units for some steps as [step][unit], as many units as there are lanes in so many vectors."""
+        f, lanes = self.f, self.f.module.lanes
+        vector, start = lanes * f.module.size, self.at(unit, k)
+
+        def copied() -> None:
+            masks = [f.first_lanes(f.integer("sub", units, v * lanes)) for v in range(vectors)]
+            with f.loop("0", deep) as n:
+                here, there = f.at(start, f.integer("mul", n, self.along)), f.at(target, f.integer("mul", n,
+                                                                                                   vectors * vector))
+                for v, mask in enumerate(masks):
+                    value = (self._pairs(here, v, f.integer("add", k, n), mask) if self.paired else
+                             f.load_where(f.at(here, v * vector), mask))
+                    f.store(value, f.at(there, v * vector))
+
+        def turned() -> None:
+            with f.loop("0", deep, lanes) as n:
+                there = f.at(target, f.integer("mul", n, vectors * vector))
+                for v in range(vectors):
+                    here = f.at(f.at(start, f.integer("mul", n, self.along)), f.integer("mul", self.apart, v * lanes))
+                    valid = f"i64 {f.integer('sub', units, v * lanes)}, i64 {f.integer('sub', deep, n)}"
+                    f.line(f"call void @turn(ptr {here}, i64 {self.apart}, {valid}, ptr {f.at(there, v * vector)}, "
+                           f"i64 {vectors * vector})")
+
+        f.choose(f.value(f"zext i1 {self.in_line} to i64"), {0: copied, 1: turned})
+
+    def _pairs(self, at: str, vector: int, step: str, mask: str) -> str:
+        """Of two rows of the depth, one after the other, some values beside each other; beyond the depth are zeros."""
+        f, m = self.f, self.f.module
+        second = f.integer("add", f.integer("mul", step, 2), 1)
+        there = f.where(f.value(f"icmp slt i64 {second}, {self.depth}"), mask)
+        low, high = (f.load_halves_where(f.at(row, vector * m.lanes * 2), valid) for row, valid in
+                     ((at, mask), (f.at(at, f.integer("sdiv", self.along, 2)), there)))
+        both = f.value(f"or {m.integers} {low}, {f.value(f'shl {m.integers} {high}, splat (i32 16)')}")
+        return f.value(f"bitcast {m.integers} {both} to {m.vector}")
+
+
+def _left(side: _Side, row: str, rows: str, k: str, deep: str) -> tuple[str, str, str]:
+    """Where some rows begin, bytes from row to row, and from step to step."""
+    f, m = side.f, side.f.module
+    ready = f.value(f"and i1 {side.in_line}, {f.value(f'icmp eq i64 {rows}, {_rows(m.lanes)}')}")
+    with f.when(f.value(f"xor i1 {ready}, true")):
+        side.pack(row, rows, k, deep, "%tile", 1)
+    return (f.value(f"select i1 {ready}, ptr {side.at(row, k)}, ptr %tile"),
+            f.value(f"select i1 {ready}, i64 {side.apart}, i64 {m.size}"),
+            f.value(f"select i1 {ready}, i64 {side.along}, i64 {m.lanes * m.size}"))
