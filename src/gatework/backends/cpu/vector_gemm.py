@@ -102,6 +102,9 @@ def _write_block(module: Module, paired: bool) -> None:
     count = _rows(module.lanes)
     sums = [[f.variable(module.vector, "zeroinitializer") for _ in range(VECTORS)] for _ in range(count)]
     multiply = f.multiply_pairs if paired else f.fma
+    for n in range(count):  # the sums are added to these lines at the end
+        for v in range(VECTORS):
+            f.prefetch(f.at(f.at("%out", f.integer("mul", "%out_row", n)), v * vector))
     third = f.integer("mul", "%row", ACROSS)
     begins = ["%left"]
     for _ in range(ACROSS, count, ACROSS):
