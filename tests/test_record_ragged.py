@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from examples import CELLS, Example
-from test_record import needs_unit
+from test_record import needs_bfloat16
 
 import gatework
 from gatework import autograd
@@ -62,7 +62,7 @@ def test_one_program_serves_batches_of_other_lengths_with_the_bits_of_the_walk(c
     assert len({p for p in taken if p.numbers}) == (2 if constant else 4)
 
 
-@needs_unit
+@needs_bfloat16
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", CELLS, ids=lambda c: c.name)
 def test_under_autocast_a_program_serves_batches_of_other_lengths(cell, reverse, taken, walked):

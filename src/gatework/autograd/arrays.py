@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -33,9 +34,7 @@ class Torch:
     def operand(a: Tensor) -> Tensor:
         return a
 
-    @staticmethod
-    def output(a: Tensor) -> Tensor:
-        return a
+    factor = output = operand
 
     def empty(self, *shape: int, short: bool = False) -> Tensor:
         return self.like.new_empty(shape)
@@ -135,8 +134,12 @@ class Short(Cpu):
         return self.empty(*a.shape, short=True).copy_(a)
 
     @staticmethod
+    def factor(a: Tensor) -> Tensor:
+        return a.bfloat16()
+
+    @staticmethod
     def output(a: Tensor) -> Tensor:
-        return a.bfloat16()  # in memory of its own, unlike an operand: not a view, for users and autograd
+        return whole(a, a.shape) if a.dtype == torch.bfloat16 else a.bfloat16()
 
     @staticmethod
     def after_each_other(a: Tensor, b: Tensor) -> Tensor:
@@ -189,6 +192,11 @@ class Short(Cpu):
 
     def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
         return super().sum_by(a.float(), rows, count)
+
+
+def whole(memory: Tensor, shape: Sequence[int]) -> Tensor:
+    """What lies at the beginning of some memory, as a tensor of its own: no view, for users and autograd."""
+    return memory.new_empty(0).set_(memory.untyped_storage(), memory.storage_offset(), tuple(shape))
 
 
 def turned(a: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from ..backends.cpu.target import target
 from ..backends.kernel import Kernel
 from ..compiler import Cell
 from . import blas, lasting
-from .arrays import arrays_of, wide_products
+from .arrays import arrays_of, whole, wide_products
 
 AT_ONCE = False  # record the first call already, as tests do; a length that never comes again is not worth it
 MOST_PROGRAMS = 256  # sizes of dense batches, and programs of ragged ones, of one kernel; then they begin anew
@@ -61,7 +61,7 @@ class _Recorded:
             shape = (math.prod(front[:-1]) + TILE_ROWS - 1, front[-1]) if tail else front
             memory = lasting.take(shape, dtype) if number >= first else None
             memory = torch.empty(shape, dtype=dtype) if memory is None else memory
-            made.append(memory[:1 - TILE_ROWS].view(front) if tail else memory)
+            made.append(whole(memory, front) if tail else memory)
         work = lasting.borrow(self.program.work_for(told["total"] if told else 0))
         self.program.run([t.data_ptr() for t in (*given, *made) if t is not None], work.data_ptr(), told)
         lasting.give_back(work)

@@ -128,8 +128,9 @@ class Kernel(ABC):
             for s, value in zip(self.states, states):
                 if s in plan.rolling:
                     arrays[plan.rolling[s]] = xp.copy(value)
-                else:
-                    edges[plan.sequences[s]] = xp.ascontiguousarray(value)
+                if s in plan.sequences:
+                    value = xp.ascontiguousarray(value)
+                    edges[plan.sequences[s]] = xp.operand(value) if s in plan.rolling else value
             if self._walk(xp, batch, plan, compiled, arrays, edges, dict(zip(self.families, parameters)),
                           dict(zip(self.states, states)), reverse, train):
                 break

@@ -4,7 +4,8 @@ A buffer is a sequence [T, B, width], rows [B, width] that each turn overwrites,
 Several values of one size share a buffer, side by side, so that a product outside the loop is one product.
 
 In a `short` loop matrix products multiply bfloat16, and so do sequences hold it whose values go into a product or come
-from one. States, running gradients and all sums keep the loop's dtype: what is carried on does not forgive rounding.
+from one. Running gradients, all sums, and states keep the loop's dtype: what is carried on does not forgive rounding. A
+state that nothing but products read is rounded by them anyway, and is kept so; its last values are not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from ..compiler import Scan
 from ..compiler.expr import Expr, node
+from ..compiler.ops import PRODUCTS
 from .schedule import Schedule, Stage, schedule
 
 
@@ -74,7 +76,7 @@ class Forward:
     saved: dict[Expr, Place]
     sequences: dict[str, str]  # state -> its sequence buffer
     outputs: dict[str, str]    # what is handed out -> its sequence buffer
-    rolling: dict[str, str]    # state -> its rows buffer, where no sequence is kept
+    rolling: dict[str, str]    # state -> its rows buffer, where no sequence is kept, or only a rounded one
 
 
 @dataclass
@@ -214,12 +216,14 @@ def plan_forward(scan: Scan, sizes: dict[str, int], train: bool, align: int = 1,
         size = layout.size(e)
         handed = s in scan.outputs and s not in scan.beside
         if handed or (train and s in scan.stored) or e in plan.multiplied_until:
-            sequences[s] = layout.buffer(f"seq_{s}", "sequence", size)
+            rounded = short and _only_multiplied(scan, plan, s)
+            sequences[s] = layout.buffer(f"seq_{s}", "sequence", size, rounded)
             layout.reads[e] = Place(sequences[s], 0, size, turn=-1, edge="first")
-        else:
+            layout.writes.append((following[s], Place(sequences[s], 0, size)))
+        if s not in sequences or rounded:
             rolling[s] = layout.buffer(f"row_{s}", "rows", size)
-            layout.reads[e] = Place(rolling[s], 0, size)
-        layout.writes.append((following[s], Place(sequences.get(s) or rolling[s], 0, size)))
+            layout.reads.setdefault(e, Place(rolling[s], 0, size))
+            layout.writes.append((following[s], Place(rolling[s], 0, size)))
     outputs = {n: sequences.get(n) for n in scan.outputs}
     for (n, value), e in zip(scan.beside.items(), plan.roots[len(cell.states):]):
         outputs[n] = layout.buffer(f"out_{n}", "sequence", layout.size(value))
@@ -234,6 +238,13 @@ def plan_forward(scan: Scan, sizes: dict[str, int], train: bool, align: int = 1,
         free.pop(places[original], None)
         layout.writes.append((e, places[original]))
     return Forward(layout.finish(plan), products, places, sequences, outputs, rolling)
+
+
+def _only_multiplied(scan: Scan, plan: Schedule, state: str) -> bool:
+    """Whether a state that the forward loop leaves is read by products only, there and in the backward loop."""
+    left = {scan.cell.states[state], scan.cell.next[state]}
+    read = {a for e in scan.backward.body if e.op not in PRODUCTS for a in e.args}
+    return scan.cell.states[state] not in plan.read_until and not left & read
 
 
 def plan_backward(scan: Scan, sizes: dict[str, int], forward: Forward, align: int = 1) -> Backward:

@@ -172,7 +172,7 @@ class _Call:
         """The sequences whose outer products add up, for values d [N, size] and what they multiply."""
         if operand.op == "state":
             # The state before step t is what step t - 1 wrote, or the first state.
-            before, first = map(self.xp.operand, (self.arrays[f"seq_{operand.attr}"], self.first[operand.attr]))
+            before, first = map(self.xp.factor, (self.arrays[f"seq_{operand.attr}"], self.first[operand.attr]))
             rows = self.batch.rows
             if not self.batch.is_dense:
                 start = self.batch.start(self.reverse)

@@ -19,7 +19,11 @@ class Numpy:
         self.dtype = like.dtype
 
     def operand(self, a: np.ndarray) -> np.ndarray:
-        """An array as products read it."""
+        """An array as loops and products read it."""
+        return a
+
+    def factor(self, a: np.ndarray) -> np.ndarray:
+        """An array as products after the loop read it."""
         return a
 
     def output(self, a: np.ndarray) -> np.ndarray:

@@ -160,7 +160,7 @@ class Recorder:
     def operand(self, a: Array) -> Array:
         return a
 
-    output = ascontiguousarray = operand
+    factor = output = ascontiguousarray = operand
 
     def zeros(self, *shape: int) -> Array:
         made = self.given(shape)
@@ -343,7 +343,13 @@ class ShortRecorder(Recorder):
         made[...] = a
         return made
 
+    def factor(self, a: Array) -> Array:
+        return a if a.short else self._as_short(a)
+
     def output(self, a: Array) -> Array:
+        return a if a.short and a.is_whole else self._as_short(a)
+
+    def _as_short(self, a: Array) -> Array:
         made = self.given(a.shape, short=True)
         made[...] = a
         return made
@@ -375,7 +381,7 @@ class ShortRecorder(Recorder):
             return a
         if a.strides[0] == 1 and not a.is_dense:  # a matrix turned over is rounded as it lies
             return self._rounded(a.T).T
-        return self.output(a)
+        return self._as_short(a)
 
     def _gemm_of(self, side: Array) -> int:
         return self._short_gemm if side.short else self._gemm
