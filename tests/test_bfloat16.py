@@ -18,6 +18,7 @@ from examples import CELLS, CORE, Example, assert_close
 import gatework
 from gatework import autograd, cells
 from gatework.autograd import dispatch
+from gatework.backends.cpu import kernel_for
 from gatework.backends.cpu.target import target
 from gatework.compiler import Input, Matrix, State, trace
 from gatework.nn import GRU, LSTM, Recurrent
@@ -269,6 +270,36 @@ def test_kernels_of_another_dtype_say_what_they_serve():
     with pytest.raises(ValueError, match="bfloat16 on one that multiplies it.*float16"):
         LSTM(3, 4, backend="cpu").half()(torch.zeros(2, 1, 3).half())
     assert gatework.nn.LSTM(3, 4, backend="cpu").bfloat16()(torch.zeros(2, 1, 3).bfloat16())[0].shape == (2, 1, 4)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("grows", [False, True], ids=["inference", "training"])
+def test_outputs_are_tensors_of_their_own_that_may_be_written_over(grows):
+    torch.manual_seed(0)
+    layer, x = LSTM(3, 6), torch.randn(40, 2, 3)
+    found = []
+    for _ in range(3):  # walked through, recorded, repeated
+        with torch.set_grad_enabled(grows):
+            output, (h, _) = low(layer, x)
+            found.append(output.detach().clone())
+            assert output._base is None
+            output += 1
+            torch.nn.functional.relu_(output)
+        assert torch.equal(h[0].bfloat16(), found[-1][-1])
+        assert not torch.equal(h[0], found[-1][-1].float())  # the state itself is not rounded
+    assert all(torch.equal(a, found[0]) for a in found)
+
+
+@needs_bfloat16
+def test_what_only_products_read_is_kept_as_bfloat16_and_nothing_else():
+    def kept(cell) -> set[str]:
+        sizes = dict.fromkeys(trace(cell).sizes, 32)
+        loop = kernel_for(trace(cell), sizes, 4, short=True)._training[0].loop
+        return {name for name, b in loop.buffers.items() if b.short and name.startswith("seq_")}
+
+    assert kept(cells.lstm) == {"seq_h"}
+    assert kept(cells.gru) == set()    # h goes on, element by element
+    assert kept(cells.elman) == set()  # the derivative reads it
 
 
 @needs_bfloat16

@@ -26,6 +26,7 @@ from .panels import (
     inner_name,
     operand_width,
     vector_bytes,
+    walk,
     write_inner_products,
     write_packing,
 )
@@ -237,13 +238,12 @@ class _Kernel(Memory):
             ahead = f.at(start, NEAR)
         done = 0
         for k, run in enumerate(panel.runs):
-            steps = panel.steps_of(run.length)
-            length = str(steps)
+            length = str(walk(panel, run))
             if run.skip_first:
-                length = f.value(f"select i1 {self.at_edge['first']}, i64 0, i64 {steps}")
+                length = f.value(f"select i1 {self.at_edge['first']}, i64 0, i64 {length}")
             operand, stride = self._where(step, run, row), operand_width(self.loop, step, run)
             here, there = f.at(start, done * across), f.at(ahead, done * far)
-            done += steps
+            done += panel.steps_of(run.length)
 
             self._call_variant(step, rows, blocks, [
                 (r, b, f"call void @{inner_name(self.m, step, panel, r, b, stride)}(ptr {operand}, ptr {here}, "

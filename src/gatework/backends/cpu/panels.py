@@ -70,6 +70,11 @@ def write_inner_products(module: Module, loop: Shaped, step: Tiled, panel: Panel
                 _write_inner_product(module, step, panel, rows, blocks, stride)
 
 
+def walk(panel: Panel, run: Run) -> int:
+    """Steps of an inner product with an operand: of the last chunk of pairs those that are not filled up."""
+    return -(-run.length // (2 * UNROLL)) * UNROLL if panel.paired else run.length
+
+
 def operand_width(loop: Shaped, step: Tiled, run: Run) -> int:
     """The distance of an operand from one row to the next, in values, or pairs of bfloat16."""
     if loop.parts:
@@ -89,7 +94,7 @@ def inner_name(module: Module, step: Tiled, panel: Panel, rows: int, blocks: int
 
 def _is_odd(panel: Panel) -> bool:
     """Whether a run has steps left over from the unrolled ones."""
-    return any(panel.steps_of(run.length) % UNROLL for run in panel.runs)
+    return any(walk(panel, run) % UNROLL for run in panel.runs)
 
 
 def _write_inner_product(module: Module, step: Tiled, panel: Panel, rows: int, blocks: int, stride: int) -> None:
