@@ -12,117 +12,16 @@ import ctypes
 import math
 import struct
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from . import replay, sums, threads, vector_gemm
 from .any_batch import Index, Known, NotRecorded, most
+from .recorded import Address, Array, Memory, Word, letter, side_by_side
 from .shape import TILE_ROWS
 from .target import target
 
 # From so many multiplications on, a product does not notice how it was called.
 MOST_MULTIPLICATIONS = 1 << 26
-
-
-class Memory:
-    """Some bytes whose place is known when a program runs."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-
-@dataclass(frozen=True)
-class Address:
-    memory: Memory
-    offset: int
-
-    def __add__(self, count: int) -> Address:
-        return Address(self.memory, self.offset + count)
-
-    def __sub__(self, count: int) -> Address:
-        return Address(self.memory, self.offset - count)
-
-
-Word = int | Address
-
-
-class Array:
-    """An array without values. `offset` and strides count values; those of a `short` one are bfloat16, and with a
-    `tail` there is memory behind them, which the last tile of rows is read into."""
-
-    def __init__(self, of: Recorder, memory: Memory, offset: int, shape: tuple[int, ...], strides: tuple[int, ...],
-                 short: bool = False, tail: bool = False):
-        self.of, self.memory, self.offset, self.shape, self.strides = of, memory, offset, shape, strides
-        self.short, self.tail, self.size = short, tail, 2 if short else of.size
-
-    def _view(self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
-        return Array(self.of, self.memory, offset, shape, strides, self.short)
-
-    @property
-    def T(self) -> Array:
-        return self._view(self.offset, self.shape[::-1], self.strides[::-1])
-
-    def __getitem__(self, at) -> Array:
-        at = at if isinstance(at, tuple) else (at,)
-        if at == (...,):
-            return self
-        if not all(isinstance(a, slice) and a.step is None for a in at):
-            raise NotRecorded("other parts than some in a row")
-        offset, shape = self.offset, list(self.shape)
-        for axis, a in enumerate(at):
-            if a != slice(None):
-                if isinstance(self.shape[axis], Known) and not (a.start in (0, None) and type(a.stop) is int
-                                                                and a.stop >= 0):
-                    raise NotRecorded("steps of one batch only")
-                span = range(self.shape[axis])[a]
-                shape[axis] = len(span)
-                offset += span.start * self.strides[axis] if len(span) else 0
-        return self._view(offset, tuple(shape), self.strides)
-
-    def __setitem__(self, at, value: Array | float) -> None:
-        if isinstance(at, Index):
-            self.of.step_by_number(replay.SCATTER, self, value, at)
-        elif isinstance(value, Array):
-            self.of.step_by_row(replay.ROUND if self.short > value.short else replay.COPY, self[at], value)
-        elif value == 0:
-            self.of.step_by_row(replay.ZERO, self[at])
-        else:
-            raise NotRecorded(f"filling with {value}")
-
-    def __iadd__(self, other: Array) -> Array:
-        self.of.step_by_row(replay.ADD, self, other)
-        return self
-
-    def __add__(self, other: Array) -> Array:
-        total = self.of.copy(self)
-        total += other
-        return total
-
-    def reshape(self, *shape: int) -> Array:
-        if not self.is_dense or isinstance(self.count, Known):
-            raise NotRecorded("values that do not lie side by side, or are counted later, in another shape")
-        known = math.prod(n for n in shape if n >= 0)
-        shape = tuple(self.count // known if n < 0 else n for n in shape)
-        return self._view(self.offset, shape, _dense(shape))
-
-    def sum(self, axis: int) -> Array:
-        raise NotRecorded("a sum over the steps of every row")
-
-    @property
-    def is_whole(self) -> bool:
-        return self.offset == 0 and self.is_dense and (self.tail or self.memory.size == self.count * self.size)
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def is_dense(self) -> bool:
-        return self.strides == _dense(self.shape)
-
-
-def _dense(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[k + 1:]) for k in range(len(shape)))
 
 
 class Recorder:
@@ -134,6 +33,7 @@ class Recorder:
         self._steps: list[Word] = []
         self._read: list[Word] = []       # by the functions that steps call
         self._behind = Memory(0)          # the steps: the memory of these words
+        self._given_back: list[Memory] = []  # to work in
         self._held: list[Any] = []        # what the words point to, for as long as the program lives
         self._numbers: dict[tuple[str, int], Memory] = {}  # that are told, by their names and factors
 
@@ -143,19 +43,29 @@ class Recorder:
         # What grows with a batch has some room behind it anyway.
         behind = TILE_ROWS - 1 if tail and not isinstance(shape[0], Known) else 0
         size = math.prod((shape[0] + behind, *shape[1:])) * (2 if short else self.size)
-        return Array(self, Memory(size), 0, shape, _dense(shape), short, tail)
+        return Array(self, Memory(size), 0, shape, side_by_side(shape), short, tail)
 
     # ---- what kernels ask for
 
     def empty(self, *shape: int, short: bool = False) -> Array:
         return self.given(shape)
 
-    lasting = work = empty
+    lasting = empty
 
-    def give_back(self, memory: Array | list[Array]) -> None:
+    def work(self, count: int) -> Array:
+        """Memory that an earlier step has given back, made larger where it must be: steps follow each other."""
+        if not self._given_back or isinstance(count, Known):
+            return self.given((count,))
+        memory = self._given_back.pop()
+        memory.size = max(memory.size, count * self.size)
+        return Array(self, memory, 0, (count,), (1,))
+
+    def give_back(self, memory: Array) -> None:
+        if not isinstance(memory.memory.size, Known):
+            self._given_back.append(memory.memory)
+
+    def leave(self, arrays: list[Array]) -> None:
         """All memory of a program is taken and given back at once."""
-
-    leave = give_back
 
     def operand(self, a: Array) -> Array:
         return a
@@ -246,7 +156,7 @@ class Recorder:
             return
         dense = all(side.is_dense for side in sides)
         rows, width = (1, to.count) if dense else (to.shape[0], math.prod(to.shape[1:]))
-        if any(rows > 1 and side.strides[1:] != _dense(side.shape)[1:] for side in sides):
+        if any(rows > 1 and side.strides[1:] != side_by_side(side.shape)[1:] for side in sides):
             raise NotRecorded("values that do not lie side by side")
         where = [w for side in sides for w in (self.address(side), side.strides[0] * side.size)]
         self._step(kind, *where, rows, width if kind in (replay.ADD, replay.ROUND) else width * to.size)
@@ -254,7 +164,7 @@ class Recorder:
     def step_by_number(self, kind: int, to: Array, source: Array, rows: Index) -> None:
         """A step over rows of which one side's are given by number."""
         sides = to, source
-        if to.short != source.short or any(side.strides[1:] != _dense(side.shape)[1:] for side in sides):
+        if to.short != source.short or any(side.strides[1:] != side_by_side(side.shape)[1:] for side in sides):
             raise NotRecorded("values that do not lie side by side")
         where = [w for side in sides for w in (self.address(side), side.strides[0] * side.size)]
         self._step(kind, *where, rows.first, rows.count, math.prod(to.shape[1:]) * to.size)
@@ -385,14 +295,3 @@ class ShortRecorder(Recorder):
 
     def _gemm_of(self, side: Array) -> int:
         return self._short_gemm if side.short else self._gemm
-
-
-def letter(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
-    """How BLAS is told of a matrix that it sees turned over: a letter, and values from one column to the next."""
-    rows, columns = shape
-    if strides[1] == 1 or columns == 1:
-        return ord("N"), max(strides[0], columns)
-    if strides[0] == 1 or rows == 1:
-        return ord("T"), max(strides[1], rows)
-    raise NotRecorded("a matrix whose values do not lie side by side")
-

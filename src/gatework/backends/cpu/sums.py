@@ -26,7 +26,7 @@ def sum_of_rows(xp, machine: Target, size: int, shape: tuple[int, int], source, 
     rows, columns = shape
     wide = max(size, 4)
     vectors = -(-columns // machine.lanes(wide))
-    parts = min(xp.threads(), vectors, 1 + most(rows) * columns // WORTH_A_THREAD)
+    parts = max(1, min(xp.threads(), vectors, 1 + most(rows) * columns // WORTH_A_THREAD))
     shares = [(k * vectors // parts, (k + 1) * vectors // parts) for k in range(parts)]
     xp.run(_function(machine, size), [source, stride * size, rows, columns, out],
            [(begin, end - begin, 0, 0) for begin, end in shares])
