@@ -24,7 +24,7 @@ from .turning import write_turning
 MOST_ROWS, VECTORS = 12, 2  # of a block of sums, in registers
 ACROSS = 3                  # rows that one pointer serves
 UNROLL = 2
-DEEP, WIDE = 256, 1024      # of the right side, packed at once: half of a second cache
+DEEP, WIDE = 256, 1024      # of the right side, packed at once: a second cache of 1 MB, or half of one
 # A product that is smaller, or has fewer rows or a shorter side, is BLAS's; one of less work is one thread's.
 LEAST, LEAST_ROWS, LEAST_SIDE, WORTH_A_THREAD = 1 << 17, 8, 16, 1 << 19
 _WORDS = ("left", "left_row", "left_deep", "right", "right_deep", "right_column", "out", "out_row", "rows", "columns",
