@@ -69,6 +69,20 @@ def test_wide_products_read_parts_of_matrices(dtype):
     torch.testing.assert_close(out.double(), a.double() @ b.double(), **close(dtype))
 
 
+@pytest.mark.parametrize("dtype", KINDS)
+def test_wide_products_and_sums_have_the_same_bits_on_any_number_of_threads(dtype):
+    a, b, found, before = drawn(700, 300, dtype, True), drawn(300, 1100, dtype, False), [], torch.get_num_threads()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        out = torch.empty(700, 1100, dtype=wide)
+        assert multiply(a, b, out)
+        found.append((out, Cpu(out).sum_of_rows(b)))
+    torch.set_num_threads(before)
+    assert all(map(torch.equal, found[0], found[1]))
+    assert all(map(torch.equal, found[0], found[2]))
+
+
 def test_wide_products_refuse_matrices_whose_values_do_not_lie_side_by_side():
     a, b = torch.randn(20, 40)[:, ::2], torch.randn(20, 16)
     assert not multiply(a, b, torch.empty(20, 16))

@@ -33,7 +33,7 @@ from .panels import (
 from .parts import report
 from .shape import TILE_ROWS, TILES, Panel, Run, Shaped, Tiled, in_tiles, lies_ready, rounded, row_bytes
 from .target import Target
-from .threads import SIGNATURE, WAITING
+from .threads import SIGNATURE, WAITING, meet, share_of
 
 
 def emit(loop: Shaped, target: Target, size: int) -> str:
@@ -98,7 +98,6 @@ class _Kernel(Memory):
             if self.loop.buffers[name].kind == "sequence":
                 self.stride[name] = f.load_word("%arguments", 6 + 3 * k)
                 self.edge[name] = f.load_word("%arguments", 7 + 3 * k, "ptr")
-        self.alone = f.value("icmp eq i64 %all, 1")
         end = f.integer("add", "%first", "%rows")
         from_end = f.value(f"icmp slt i64 {direction}, 0")
         with f.loop("0", turns) as turn:
@@ -135,8 +134,7 @@ class _Kernel(Memory):
         self.find_all()
         for step in self.loop.passes:
             self._stage(step)
-            with f.when(f.value(f"xor i1 {self.alone}, true")):
-                f.line("call void @meet(ptr %point, i64 %all)")
+            meet(f)
 
     # ---- stages
 
@@ -159,12 +157,6 @@ class _Kernel(Memory):
             blocks = f.value(f"select i1 {few}, i64 {wide}, i64 {blocks}")
         return f.integer("sdiv", count, tiles), f.integer("srem", count, tiles), blocks
 
-    def _mine(self, total: str) -> tuple[str, str]:
-        """What this member of the team has of so many: first, end."""
-        f = self.f
-        begin = f.integer("sdiv", f.integer("mul", "%me", total), "%all")
-        return begin, f.integer("sdiv", f.integer("mul", f.integer("add", "%me", 1), total), "%all")
-
     def _stage(self, step: Tiled) -> None:
         f = self.f
         for e in step.stage.sums:
@@ -181,14 +173,14 @@ class _Kernel(Memory):
             self._blocks(step, "0", str(total), "0", self.rows)
             return
         if self.loop.on_unit or total == 1:
-            self._blocks(step, *self._mine(str(total)), "0", self.rows)
+            self._blocks(step, *share_of(f, str(total)), "0", self.rows)
             return
         # Blocks that are left over when all have as many are shared by rows, where there are some for everybody.
         enough = f.value(f"icmp sge i64 {self.rows}, {f.integer('mul', '%all', 2)}")
         whole = f.value(f"select i1 {enough}, i64 {f.integer('mul', f.integer('sdiv', str(total), '%all'), '%all')}, "
                         f"i64 {total}")
-        begin, end = self._mine(whole)
-        first, last = self._mine(self.rows)
+        begin, end = share_of(f, whole)
+        first, last = share_of(f, self.rows)
         with f.loop("0", "2") as part:
             left = f.value(f"icmp eq i64 {part}, 1")
             here = [f.value(f"select i1 {left}, i64 {there}, i64 {here}") for here, there in

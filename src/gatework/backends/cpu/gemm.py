@@ -210,34 +210,21 @@ def _write_multiply(module: Module) -> None:
     begin(f)
     left, right = _Side(f, "left", "rows"), _Side(f, "right", "pairs")
     columns, depth, packed = _word(f, "columns"), _word(f, "depth"), _word(f, "packed", "ptr")
-    rows = _share(f, _word(f, "rows"))
+    rows = threads.share_of(f, _word(f, "rows"), BLOCK)
     with f.loop("0", columns, WIDE) as column, f.loop("0", depth, DEEP) as k:
         wide, deep = (f.smaller(f.integer("sub", all_, here), most)
                       for all_, here, most in ((columns, column, WIDE), (depth, k, DEEP)))
-        first, until = _share(f, wide)
+        first, until = threads.share_of(f, wide, BLOCK)
         right.pack(f.integer("add", column, first), f.integer("sub", until, first), k, deep,
                    f.at(packed, f.integer("mul", first, PIECE // SIDE)), WIDE // SIDE)
-        _meet(f)
+        threads.meet(f)
         with f.loop(*rows, GROUP) as group:
             last = f.smaller(f.integer("add", group, GROUP), rows[1])
             left.pack(group, f.integer("sub", last, group), k, deep, "%tile", GROUP // SIDE)
             _write_group(f, (group, last), (column, wide), (k, deep), packed)
-        _meet(f)  # before the right side is written over
+        threads.meet(f)  # before the right side is written over
     end(f)
     f.finish()
-
-
-def _share(f: Function, total: str) -> tuple[str, str]:
-    """The units of this member, in whole blocks."""
-    blocks = f.integer("sdiv", f.integer("add", total, BLOCK - 1), BLOCK)
-    first, until = (f.integer("mul", f.integer("sdiv", f.integer("mul", k, blocks), "%all"), BLOCK)
-                    for k in ("%me", f.integer("add", "%me", 1)))
-    return first, f.smaller(until, total)
-
-
-def _meet(f: Function) -> None:
-    with f.when(f.value("icmp sgt i64 %all, 1")):
-        f.line("call void @meet(ptr %point, i64 %all)")
 
 
 def _write_group(f: Function, rows: tuple[str, str], columns: tuple[str, str], depth: tuple[str, str],

@@ -1,4 +1,4 @@
-"""Vectors of float32 as bfloat16, for a matrix unit: rounded to one number, or cut into three whose sum they are."""
+"""Vectors of float32 as bfloat16: rounded to one number, or, for a matrix unit, cut into three whose sum they are."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from functools import cache
 from itertools import chain
 
 from . import jit
+from .ir import Function
 from .target import target
 
 # What a kernel is called with: its arguments; rows; scratch of its own and of all; its number in a team that shares the
@@ -70,6 +71,22 @@ wait:
   %seen = call i64 @look(ptr %meetings, i64 %now, i64 {FOREVER})
   ret void
 }}"""
+
+
+def share_of(f: Function, total: str, unit: int = 1) -> tuple[str, str]:
+    """Write what this member of a team has of so many, in whole units: first, end."""
+    units = total if unit == 1 else f.integer("sdiv", f.integer("add", total, unit - 1), unit)
+    first, until = (f.integer("sdiv", f.integer("mul", k, units), "%all") for k in ("%me", f.integer("add", "%me", 1)))
+    if unit == 1:
+        return first, until
+    return f.integer("mul", first, unit), f.smaller(f.integer("mul", until, unit), total)
+
+
+def meet(f: Function) -> None:
+    """Write that the members of a team wait for each other, if there are several."""
+    with f.when(f.value("icmp sgt i64 %all, 1")):
+        f.line("call void @meet(ptr %point, i64 %all)")
+
 
 # Words of a task: kernel, arguments, omp_get_thread_num, omp_get_num_threads, parts, meeting point, then per part:
 # first row, rows, scratch of its own, scratch of all. With a meeting point every member takes the rows of part 0 and

@@ -158,17 +158,17 @@ def _write_multiply(module: Module, paired: bool) -> None:
     if paired:
         depth = f.integer("sdiv", f.integer("add", depth, 1), 2)
     block = _rows(module.lanes)
-    first_row, last_row = _share(f, _word(f, "rows"), block)
+    first_row, last_row = threads.share_of(f, _word(f, "rows"), block)
     for_more = f.value(f"icmp ne i64 {_word(f, 'more')}, 0")
     with f.loop("0", columns, WIDE) as column, f.loop("0", depth, DEEP) as k:
         wide, deep = (f.smaller(f.integer("sub", all_, here), limit)
                       for all_, here, limit in ((columns, column, str(WIDE)), (depth, k, str(DEEP))))
         more = f.value(f"or i1 {for_more}, {f.value(f'icmp sgt i64 {k}, 0')}")
-        with f.loop(*_share(f, wide, strip), strip) as begin:
+        with f.loop(*threads.share_of(f, wide, strip), strip) as begin:
             of_strip = f.smaller(f.integer("sub", wide, begin), str(strip))
             there = f.at(packed, f.integer("mul", begin, DEEP * module.size))
             sides[1].pack(f.integer("add", column, begin), of_strip, k, deep, there, VECTORS)
-        _meet(f)
+        threads.meet(f)
         with f.loop(first_row, last_row, block) as row:
             rows = f.smaller(f.integer("sub", last_row, row), str(block))
             left, apart, along = _left(sides[0], row, rows, k, deep)
@@ -178,22 +178,9 @@ def _write_multiply(module: Module, paired: bool) -> None:
                 f.line(f"call void @block(ptr {left}, i64 {apart}, i64 {along}, "
                        f"ptr {f.at(packed, f.integer('mul', begin, DEEP * module.size))}, i64 {deep}, i1 {more}, "
                        f"ptr {there}, i64 {out_row}, i64 {rows}, i64 {f.integer('sub', wide, begin)})")
-        _meet(f)  # before the right side is written over
+        threads.meet(f)  # before the right side is written over
     f.restore_denormals(flags)
     f.finish()
-
-
-def _share(f: Function, total: str, unit: int) -> tuple[str, str]:
-    """What this member has of so many, in whole units."""
-    units = f.integer("sdiv", f.integer("add", total, unit - 1), unit)
-    first, until = (f.integer("mul", f.integer("sdiv", f.integer("mul", k, units), "%all"), unit)
-                    for k in ("%me", f.integer("add", "%me", 1)))
-    return first, f.smaller(until, total)
-
-
-def _meet(f: Function) -> None:
-    with f.when(f.value("icmp sgt i64 %all, 1")):
-        f.line("call void @meet(ptr %point, i64 %all)")
 
 
 class _Side:
