@@ -13,8 +13,10 @@ from gatework.nn import LSTM
 
 needs_pairs = pytest.mark.skipif(not target().pairs, reason="this CPU's vectors do not multiply bfloat16")
 KINDS = [torch.float32, torch.float64, pytest.param(torch.bfloat16, marks=needs_pairs)]
-# One value of everything; blocks of rows, strips and depths that are full, and that are one too long; several of each.
-SIZES = [(1, 1, 1), (12, 256, 32), (13, 257, 33), (5, 600, 70), (100, 258, 1030), (33, 2, 40), (64, 64, 64)]
+# One value of everything; blocks of rows, strips and depths that are full, and that are one too long; several of each;
+# the most columns that are few, and one more.
+SIZES = [(1, 1, 1), (12, 256, 32), (13, 257, 33), (5, 600, 70), (100, 258, 1030), (33, 2, 40), (64, 64, 64),
+         (37, 514, 128), (37, 514, 129)]
 
 
 @pytest.fixture(params=[1, 3])
@@ -69,13 +71,14 @@ def test_wide_products_read_parts_of_matrices(dtype):
     torch.testing.assert_close(out.double(), a.double() @ b.double(), **close(dtype))
 
 
+@pytest.mark.parametrize("columns", [60, 1100])
 @pytest.mark.parametrize("dtype", KINDS)
-def test_wide_products_and_sums_have_the_same_bits_on_any_number_of_threads(dtype):
-    a, b, found, before = drawn(700, 300, dtype, True), drawn(300, 1100, dtype, False), [], torch.get_num_threads()
+def test_wide_products_and_sums_have_the_same_bits_on_any_number_of_threads(dtype, columns):
+    a, b, found, before = drawn(700, 600, dtype, True), drawn(600, columns, dtype, False), [], torch.get_num_threads()
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        out = torch.empty(700, 1100, dtype=wide)
+        out = torch.empty(700, columns, dtype=wide)
         assert multiply(a, b, out)
         found.append((out, Cpu(out).sum_of_rows(b)))
     torch.set_num_threads(before)

@@ -5,6 +5,9 @@ MKL, which torch multiplies with, gives AMD's processors its code for AVX2: half
 right side is packed first, for all threads, strip by strip of such columns; then each thread takes rows. These are read
 where they lie, if the depth lies side by side and there are enough for a block, else from a packed copy.
 
+With few columns neither pays, and more of the depth fits: each thread packs the right side for itself and waits for
+nobody, and reads whole blocks of rows where they lie, calling for what comes.
+
 bfloat16 is multiplied the same way, where vectors do that: two steps of the depth are one value, a pair, and sums are
 float32.
 """
@@ -12,7 +15,7 @@ float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from . import jit, threads
@@ -25,6 +28,8 @@ MOST_ROWS, VECTORS = 12, 2  # of a block of sums, in registers
 ACROSS = 3                  # rows that one pointer serves
 UNROLL = 2
 DEEP, WIDE = 256, 1024      # of the right side, packed at once: a second cache of 1 MB, or half of one
+FEW, FEW_DEEP = 128, 512    # columns that are few, and how deep they are packed
+AHEAD = 64                  # steps of the depth, to what is called for
 # A product that is smaller, or has fewer rows or a shorter side, is BLAS's; one of less work is one thread's.
 LEAST, LEAST_ROWS, LEAST_SIDE, WORTH_A_THREAD = 1 << 17, 8, 16, 1 << 19
 _WORDS = ("left", "left_row", "left_deep", "right", "right_deep", "right_column", "out", "out_row", "rows", "columns",
@@ -61,8 +66,11 @@ def multiply(xp, machine: Target, size: int, shape: tuple[int, int, int], left: 
         return False
     wide, steps = 4 if paired else size, 2 if paired else 1  # bytes of a sum, and what is one step of the depth
     lanes = machine.lanes(wide)
-    packed = -(-min(columns, WIDE) // (VECTORS * lanes)) * VECTORS * lanes * DEEP * wide
-    own = DEEP * lanes * wide
+    packed = -(-min(columns, WIDE) // (VECTORS * lanes)) * VECTORS * lanes * wide
+    if columns <= FEW:
+        packed, own = 0, FEW_DEEP // steps * (lanes * wide + packed)
+    else:
+        packed, own = DEEP * packed, DEEP * lanes * wide
     parts = min(xp.threads(), -(-most(rows) // _rows(lanes)), 1 + most(rows) * depth * columns // WORTH_A_THREAD)
     parts = parts if threads.team() else 1
     work = xp.work((packed + parts * own) // wide)
@@ -90,14 +98,19 @@ def text(machine: Target, size: int, paired: bool) -> str:
     module = Module(machine, size)
     module.functions.append(threads.WAITING)
     write_turning(module)
-    _write_block(module, paired)
+    _write_block(module, paired, far=False)
+    if not paired:
+        _write_block(module, paired, far=True)
     _write_multiply(module, paired)
     return module.text()
 
 
-def _write_block(module: Module, paired: bool) -> None:
-    """out (+)= left @ right for a block of rows and a packed strip; `row` and `deep`: bytes from one to the next."""
-    f = Function(module, "block", _BLOCK, separate=True)
+def _write_block(module: Module, paired: bool, far: bool) -> None:
+    """out (+)= left @ right for a block of rows and a packed strip; `row` and `deep`: bytes from one to the next.
+
+    `far`: the rows come from beyond the second cache.
+    """
+    f = Function(module, "far_block" if far else "block", _BLOCK, separate=True)
     vector = module.lanes * module.size
     count = _rows(module.lanes)
     sums = [[f.variable(module.vector, "zeroinitializer") for _ in range(VECTORS)] for _ in range(count)]
@@ -112,6 +125,7 @@ def _write_block(module: Module, paired: bool) -> None:
     rows = [f.variable("ptr", begin) for begin in begins]
     right = f.variable("ptr", "%right")
     second = f.integer("mul", "%row", 2)
+    ahead = f.integer("mul", "%deep", AHEAD)
 
     def step() -> None:
         panel = f.value(f"load ptr, ptr {right}")
@@ -119,6 +133,8 @@ def _write_block(module: Module, paired: bool) -> None:
         f.line(f"store ptr {f.at(panel, VECTORS * vector)}, ptr {right}")
         for k, pointer in enumerate(rows):
             here = f.value(f"load ptr, ptr {pointer}")
+            if far and pointer in (rows[0], rows[-1]):
+                f.prefetch(f.at(here, ahead))
             for n in range(min(ACROSS, count - ACROSS * k)):
                 value = f.load_spread(f.at(here, (0, "%row", second)[n]))
                 for v, column in enumerate(columns):
@@ -160,25 +176,39 @@ def _write_multiply(module: Module, paired: bool) -> None:
     block = _rows(module.lanes)
     first_row, last_row = threads.share_of(f, _word(f, "rows"), block)
     for_more = f.value(f"icmp ne i64 {_word(f, 'more')}, 0")
-    with f.loop("0", columns, WIDE) as column, f.loop("0", depth, DEEP) as k:
+    few = f.value(f"icmp sle i64 {columns}, {FEW}")
+    many = f.value(f"xor i1 {few}, true")
+    far = f.value(f"and i1 {few}, {f.value(f'xor i1 {sides[0].in_line}, true')}") if not paired else "false"
+    few_deep = FEW_DEEP // 2 if paired else FEW_DEEP
+    deepest = f.value(f"select i1 {few}, i64 {few_deep}, i64 {DEEP}")
+    apart = f.integer("mul", deepest, module.size)  # of packed columns
+    packed = f.value(f"select i1 {few}, ptr {f.at('%tile', few_deep * module.lanes * module.size)}, ptr {packed}")
+    with f.loop("0", columns, WIDE) as column, f.loop("0", depth, deepest) as k:
         wide, deep = (f.smaller(f.integer("sub", all_, here), limit)
-                      for all_, here, limit in ((columns, column, str(WIDE)), (depth, k, str(DEEP))))
+                      for all_, here, limit in ((columns, column, str(WIDE)), (depth, k, deepest)))
         more = f.value(f"or i1 {for_more}, {f.value(f'icmp sgt i64 {k}, 0')}")
-        with f.loop(*threads.share_of(f, wide, strip), strip) as begin:
+        share = [f.value(f"select i1 {few}, i64 {whole}, i64 {part}") for whole, part in
+                 zip(("0", wide), threads.share_of(f, wide, strip))]
+        again = f.value(f"icmp sgt i64 {f.integer('add', column, k)}, 0")
+        with f.when(f.value(f"and i1 {many}, {again}")):
+            threads.meet(f)  # before the right side is written over
+        with f.loop(*share, strip) as begin:
             of_strip = f.smaller(f.integer("sub", wide, begin), str(strip))
-            there = f.at(packed, f.integer("mul", begin, DEEP * module.size))
-            sides[1].pack(f.integer("add", column, begin), of_strip, k, deep, there, VECTORS)
-        threads.meet(f)
+            sides[1].pack(f.integer("add", column, begin), of_strip, k, deep,
+                          f.at(packed, f.integer("mul", begin, apart)), VECTORS)
+        with f.when(many):
+            threads.meet(f)
         with f.loop(first_row, last_row, block) as row:
             rows = f.smaller(f.integer("sub", last_row, row), str(block))
-            left, apart, along = _left(sides[0], row, rows, k, deep)
+            left = _left(sides[0], row, rows, k, deep, far)
             here = f.at(out, f.integer("mul", row, out_row))
             with f.loop("0", wide, strip) as begin:
                 there = f.at(here, f.integer("mul", f.integer("add", column, begin), module.size))
-                f.line(f"call void @block(ptr {left}, i64 {apart}, i64 {along}, "
-                       f"ptr {f.at(packed, f.integer('mul', begin, DEEP * module.size))}, i64 {deep}, i1 {more}, "
-                       f"ptr {there}, i64 {out_row}, i64 {rows}, i64 {f.integer('sub', wide, begin)})")
-        threads.meet(f)  # before the right side is written over
+                arguments = (f"({left}, ptr {f.at(packed, f.integer('mul', begin, apart))}, i64 {deep}, i1 {more}, "
+                             f"ptr {there}, i64 {out_row}, i64 {rows}, i64 {f.integer('sub', wide, begin)})")
+                blocks = {0: "block"} if paired else {0: "block", 1: "far_block"}
+                f.choose(f.value(f"zext i1 {far} to i64"),
+                         {k: partial(f.line, f"call void @{name}{arguments}") for k, name in blocks.items()})
     f.restore_denormals(flags)
     f.finish()
 
@@ -233,12 +263,14 @@ class _Side:
         return f.value(f"bitcast {m.integers} {both} to {m.vector}")
 
 
-def _left(side: _Side, row: str, rows: str, k: str, deep: str) -> tuple[str, str, str]:
-    """Where some rows begin, bytes from row to row, and from step to step."""
+def _left(side: _Side, row: str, rows: str, k: str, deep: str, far: str) -> str:
+    """Where some rows begin, bytes from row to row, and from step to step; `far`: they are read where they lie."""
     f, m = side.f, side.f.module
-    ready = f.value(f"and i1 {side.in_line}, {f.value(f'icmp eq i64 {rows}, {_rows(m.lanes)}')}")
+    readable = f.value(f"or i1 {side.in_line}, {far}")
+    ready = f.value(f"and i1 {readable}, {f.value(f'icmp eq i64 {rows}, {_rows(m.lanes)}')}")
     with f.when(f.value(f"xor i1 {ready}, true")):
         side.pack(row, rows, k, deep, "%tile", 1)
-    return (f.value(f"select i1 {ready}, ptr {side.at(row, k)}, ptr %tile"),
-            f.value(f"select i1 {ready}, i64 {side.apart}, i64 {m.size}"),
-            f.value(f"select i1 {ready}, i64 {side.along}, i64 {m.lanes * m.size}"))
+    start, apart, along = (f.value(f"select i1 {ready}, {kind} {there}, {kind} {copied}") for kind, there, copied in
+                           (("ptr", side.at(row, k), "%tile"), ("i64", side.apart, m.size),
+                            ("i64", side.along, m.lanes * m.size)))
+    return f"ptr {start}, i64 {apart}, i64 {along}"
