@@ -37,7 +37,7 @@ def compiled(operation: str, arity: int, vector: str, size: int):
         offset = f.integer("mul", k, size)
         f.store(OPERATIONS[operation](f, *(f.load(f.at(n, offset)) for n in names)), f.at("%out", offset))
     f.finish()
-    code = jit.load(module.text(), module.target)
+    code = jit.load(module.text(), module.text, module.target)
     return code, code.function("apply", *[ctypes.c_void_p] * (arity + 1), ctypes.c_int64), module.lanes
 
 

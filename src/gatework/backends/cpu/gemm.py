@@ -69,7 +69,7 @@ def multiply(words: dict[str, int], work: int, machine: Target, most_threads: in
 
 @cache
 def _function(machine: Target):
-    return jit.load(text(machine), machine).function("multiply", *threads.KINDS)
+    return jit.load("gemm", partial(text, machine), machine).function("multiply", *threads.KINDS)
 
 
 def text(machine: Target) -> str:

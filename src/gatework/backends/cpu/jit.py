@@ -1,4 +1,8 @@
-"""From IR text to callable machine code, kept in memory and as object files in the user's cache folder."""
+"""From IR text to callable machine code, kept in memory and as object files in the user's cache folder.
+
+What is kept is known by what the text was to be written for, and by the code that writes it: to write it just to look
+it up would take as long as all the rest.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib import resources
 from pathlib import Path
 
 import llvmlite
@@ -62,18 +69,34 @@ def _machine(target: Target) -> llvm.TargetMachine:
                                                                    jit=True)
 
 
-def load(text: str, target: Target) -> Code:
-    """Compile IR text for a target, or take what an earlier call or process has compiled."""
-    key = hashlib.sha256("\n".join([text, *PASSES, target.cpu, target.features, llvmlite.__version__,
+@cache
+def _writers() -> str:
+    """A hash of the code that writes IR, so that nobody takes what another version of it has compiled."""
+    found = hashlib.sha256()
+    for package in ("compiler", "backends", "backends.cpu"):
+        files = resources.files(f"gatework.{package}").iterdir()
+        for file in sorted((f for f in files if f.name.endswith((".py", ".pyc"))), key=lambda f: f.name):
+            found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def load(what: str, write: Callable[[], str], target: Target) -> Code:
+    """Compile for a target what `write` says in IR, or take what an earlier call or process has compiled.
+
+    what: all that the text depends on beside the target and the code that writes it.
+    """
+    key = hashlib.sha256("\n".join([what, _writers(), repr(target), llvmlite.__version__,
                                     str(llvm.llvm_version_info)]).encode()).hexdigest()
     with _lock:
         if key not in _loaded:
             machine = _machine(target)
             code = _read(key)
             if code is None:
-                code = machine.emit_object(optimise(text, machine))
+                code = machine.emit_object(optimise(write(), machine))
                 _write(key, code)
-            engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+            nothing = llvm.parse_assembly("")  # an engine wants a module, for which it would start all of LLVM's passes
+            engine = llvm.create_mcjit_compiler(nothing, machine)
+            engine.remove_module(nothing)
             engine.add_object_file(llvm.ObjectFileRef.from_data(code))
             engine.finalize_object()
             _loaded[key] = Code(engine)

@@ -17,7 +17,7 @@ from . import jit, rounding, threads
 from .emit import emit, splits_units, tile_values
 from .panels import block_count, panel_values, shortened
 from .parts import PARTS
-from .shape import TILE_ROWS, TILE_VALUES, Panel, in_tiles, row_bytes, shape
+from .shape import TILE_ROWS, TILE_VALUES, Panel, described, in_tiles, row_bytes, shape
 from .target import Target, target
 
 # Values of weights from which packing them takes longer than a call of BLAS that reads them as they are, or than waking
@@ -98,7 +98,8 @@ class Compiled:
 
     @cached_property
     def code(self) -> jit.Code:
-        return jit.load(emit(self.loop, self.machine, self.size), self.machine)
+        write = partial(emit, self.loop, self.machine, self.size)
+        return jit.load(f"loop {self.size} {described(self.loop)}", write, self.machine)
 
     @cached_property
     def run(self):

@@ -76,7 +76,7 @@ class Program:
 
 @cache
 def _function(size: int):
-    return jit.load(text(size), target()).function("replay", *_KINDS)
+    return jit.load(f"replay {size}", partial(text, size), target()).function("replay", *_KINDS)
 
 
 def text(size: int) -> str:

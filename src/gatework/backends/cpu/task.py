@@ -118,7 +118,7 @@ def _write_stack(module: Module) -> None:
 
 @cache
 def _functions() -> tuple:
-    code = jit.load(text(), target())
+    code = jit.load("task", text, target())
     return code.function("stack", ctypes.c_void_p), code.function("help", ctypes.c_void_p, ctypes.c_int64)
 
 

@@ -180,7 +180,7 @@ class Team:
 def _loaded_team() -> Team | None:
     try:
         with open("/proc/self/maps") as maps:
-            loaded = {line.split()[-1] for line in maps if "omp" in os.path.basename(line.split()[-1])}
+            loaded = {line.split()[-1] for line in maps if "omp" in line.rpartition("/")[2]}
     except OSError:  # no such list on this system
         return None
     for path in sorted(loaded):
@@ -190,7 +190,7 @@ def _loaded_team() -> Team | None:
         except (OSError, AttributeError):  # not an OpenMP runtime, or one without the entry of GNU's
             continue
         start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-        code = jit.load(_MEMBER, target())
+        code = jit.load("member", lambda: _MEMBER, target())
         return Team(library, code, start, _address(start), code.address("member"), _address(number), _address(size))
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+from functools import cache, partial
 
 from ..batch import share
 from . import jit, threads
@@ -27,7 +27,7 @@ def turn_over(source: int, target: int, rows: int, columns: int, machine: Target
 
 @cache
 def _function(machine: Target):
-    code = jit.load(text(machine), machine)
+    code = jit.load("turning", partial(text, machine), machine)
     return code.function("turn", *threads.KINDS)
 
 

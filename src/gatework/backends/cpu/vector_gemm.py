@@ -90,7 +90,8 @@ def _rows(lanes: int) -> int:
 
 @cache
 def function(machine: Target, size: int, paired: bool):
-    return jit.load(text(machine, size, paired), machine).function("multiply", *threads.KINDS)
+    write = partial(text, machine, size, paired)
+    return jit.load(f"vector_gemm {size} {paired}", write, machine).function("multiply", *threads.KINDS)
 
 
 def text(machine: Target, size: int, paired: bool) -> str:

@@ -1,0 +1,71 @@
+"""Loops are known by their description: the same in any process, and never the same for different code."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from gatework import cells
+from gatework.backends.cpu import jit
+from gatework.backends.cpu.emit import emit
+from gatework.backends.cpu.kernel import Kernel
+from gatework.backends.cpu.shape import described, shape
+from gatework.backends.cpu.target import _host, target
+from gatework.compiler import split, trace
+
+CELLS = sorted(name for name, cell in vars(cells).items() if inspect.isfunction(cell))
+PRINT = """
+from gatework import cells
+from gatework.compiler import trace
+trace(cells.slstm), trace(cells.gru)  # other values come first
+from test_described import loops
+from gatework.backends.cpu.shape import described
+for loop, machine, size in loops("layer_norm_lstm"):
+    print(machine.name, size, described(loop))
+"""
+
+
+def loops(name: str, hidden: int = 9):
+    """(loop, machine, bytes of a value) of a cell that is traced anew."""
+    cell = trace(getattr(cells, name))
+    sizes = dict.fromkeys(cell.sizes, hidden) | dict(I=4)
+    for size in (4, 8):
+        kernel = Kernel(split(cell, (cell.output,)), sizes, size, target())
+        for plan, _ in (kernel._training, kernel._backward, kernel._inference):
+            for machine in _host().values():
+                yield shape(plan.loop, machine, machine.lanes(size)), machine, size
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_that_is_traced_again_is_described_and_written_alike(name):
+    for (loop, *how), (again, *_) in zip(loops(name), loops(name), strict=True):
+        assert described(loop) == described(again)
+        assert emit(loop, *how) == emit(again, *how)
+
+
+def test_what_is_described_alike_is_written_alike():
+    texts = {}
+    for name in CELLS:
+        for hidden in (9, 16):
+            for loop, machine, size in loops(name, hidden):
+                text = emit(loop, machine, size)
+                assert texts.setdefault((machine, size, described(loop)), text) == text
+    assert len(texts) > len(CELLS)
+
+
+def test_another_process_that_has_traced_other_cells_before_describes_a_loop_alike():
+    here = [f"{machine.name} {size} {described(loop)}" for loop, machine, size in loops("layer_norm_lstm")]
+    done = subprocess.run([sys.executable, "-c", PRINT], cwd="tests", text=True, capture_output=True, check=True)
+    assert done.stdout.splitlines() == here
+
+
+def test_what_another_version_has_compiled_is_not_taken(monkeypatch, tmp_path):
+    monkeypatch.setenv(jit.SETTING, str(tmp_path))
+    kept = []
+    for version in ("one", "two", "one"):
+        monkeypatch.setattr(jit, "_loaded", {})
+        monkeypatch.setattr(jit, "_writers", lambda version=version: version)
+        jit.load("nothing", lambda: "define void @nothing() {\n  ret void\n}\n", target()).address("nothing")
+        kept.append(len(list(tmp_path.iterdir())))
+    assert kept == [1, 2, 2]
