@@ -12,7 +12,7 @@ import torch
 from gatework import autograd, cells
 from gatework.autograd import functions
 from gatework.backends import reference
-from gatework.backends.cpu import kernel, maths
+from gatework.backends.cpu import jit, kernel, maths
 from gatework.compiler import Bias, CellError, Input, Matrix, State, data, ops, relu, sigmoid, sqrt, tanh, trace
 from gatework.compiler.expr import mul
 from gatework.compiler.ops import exp, log
@@ -106,6 +106,7 @@ def test_a_wrong_rule_of_the_derivative_fails_the_kernels_by_the_name_of_the_gra
 def test_an_operation_that_means_something_else_on_the_cpu_fails_the_kernels(fresh, monkeypatch):
     right = maths.OPERATIONS["tanh"]
     monkeypatch.setitem(maths.OPERATIONS, "tanh", lambda f, x: f.arithmetic("fmul", right(f, x), f.number(1.0 + 1e-9)))
+    monkeypatch.setattr(jit, "_writers", lambda: "one that is a little wrong")
     # 1e-9 is far above the roundings of float64, and no number of float32
     assert failed(check_cell(fresh)) == ["float64", "recorded"]
 
@@ -117,6 +118,7 @@ def test_kernels_that_are_wrong_in_float32_only_fail_float32_only(fresh, monkeyp
         return f.arithmetic("fmul", right(f, x), f.number(1.0 + 1e-3 * (f.module.size == 4)))
 
     monkeypatch.setitem(maths.OPERATIONS, "tanh", wrong)
+    monkeypatch.setattr(jit, "_writers", lambda: "one that is wrong in float32")
     assert failed(check_cell(fresh)) == ["float32"]
 
 

@@ -14,10 +14,11 @@ from .. import kernel
 from ..batch import Batch, share
 from ..plan import Loop
 from . import jit, rounding, threads
+from .described import described
 from .emit import emit, splits_units, tile_values
 from .panels import block_count, panel_values, shortened
 from .parts import PARTS
-from .shape import TILE_ROWS, TILE_VALUES, Panel, described, in_tiles, row_bytes, shape
+from .shape import TILE_ROWS, TILE_VALUES, Panel, in_tiles, row_bytes, shape
 from .target import Target, target
 
 # Values of weights from which packing them takes longer than a call of BLAS that reads them as they are, or than waking

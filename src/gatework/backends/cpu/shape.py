@@ -190,36 +190,3 @@ def row_bytes(loop: Shaped, step: Tiled) -> int:
     An odd number of lines: rows at a power of two would push each other out of the first cache.
     """
     return sum(in_tiles(run.length) for run, _ in rounded(loop, step)) * loop.parts * CHUNK | CHUNK
-
-
-# ---- a loop in words
-
-
-def described(loop: Shaped) -> str:
-    """All that is written from a loop, in words that are the same in any process: where everything lies, and how each
-    value is made. A value's number is the order in which it is met here: what was traced before does not matter."""
-    words: list = []
-
-    def tell(a) -> None:
-        if isinstance(a, (Expr, str, int, type(None))):
-            words.append(a)
-        elif isinstance(a, (list, tuple)):
-            words.append(len(a))
-            for b in a:
-                tell(b)
-        elif isinstance(a, dict):
-            tell(list(a.items()))
-        else:
-            words.append(type(a).__name__)
-            tell(list(vars(a).values()))
-
-    tell(loop)
-    values = list(dict.fromkeys(w for w in words if isinstance(w, Expr)))
-    number = {e: f"#{k}" for k, e in enumerate(values)}
-    for e in values:  # which grow meanwhile
-        for a in e.args:
-            if a not in number:
-                number[a] = f"#{len(values)}"
-                values.append(a)
-    made = [(e.op, e.attr, e.dims, [number[a] for a in e.args]) for e in values]
-    return repr([[number[w] if isinstance(w, Expr) else w for w in words], made])
