@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -263,12 +263,19 @@ def order(outputs: Iterable[Expr], known=()) -> list[Expr]:
     return sorted(seen, key=lambda e: e.born)
 
 
-def substitute(outputs: Iterable[Expr], replace: dict[Expr, Expr]) -> list[Expr]:
-    """The outputs with some values replaced, rebuilt only where they change."""
-    outputs = list(outputs)
+def substitution(replace: dict[Expr, Expr]) -> Callable[[Iterable[Expr]], list[Expr]]:
+    """A function that takes values and returns them with some others replaced, rebuilt only where they change.
+
+    It knows what it has rebuilt: large graphs have much in common.
+    """
     done = dict(replace)
-    for e in order(outputs, known=replace):
-        args = tuple(done[a] for a in e.args)
-        same = all(a is b for a, b in zip(args, e.args))
-        done[e] = e if same else node(e.op, *args, attr=e.attr, dims=e.dims)
-    return [done[e] for e in outputs]
+
+    def substitute(outputs: Iterable[Expr]) -> list[Expr]:
+        outputs = list(outputs)
+        for e in order(outputs, known=done):
+            args = tuple(done[a] for a in e.args)
+            same = all(a is b for a, b in zip(args, e.args))
+            done[e] = e if same else node(e.op, *args, attr=e.attr, dims=e.dims)
+        return [done[e] for e in outputs]
+
+    return substitute

@@ -6,10 +6,11 @@ and after it if no carried value needs it. Element-wise work always stays inside
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
-from .expr import Expr, add, const, is_const, leaf, node, order, substitute
+from .expr import Expr, add, const, is_const, leaf, node, order, substitution
 from .grad import vjp
 from .ops import PRODUCTS, matvec_t
 from .trace import Cell
@@ -22,9 +23,9 @@ class Terms:
     products: tuple[tuple[Expr, Expr], ...]
     rest: Expr | None
 
-    def replace(self, new: dict[Expr, Expr]) -> Terms:
-        products = tuple((m, d) for (m, _), d in zip(self.products, substitute([d for _, d in self.products], new)))
-        return Terms(products, None if self.rest is None else substitute([self.rest], new)[0])
+    def changed(self, substitute: Callable[[list[Expr]], list[Expr]]) -> Terms:
+        products = tuple((m, d) for (m, _), d in zip(self.products, substitute([d for _, d in self.products])))
+        return Terms(products, None if self.rest is None else substitute([self.rest])[0])
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,11 @@ def _backward(cell: Cell, outputs: tuple[str, ...], beside: dict[str, Expr],
         # A product after the loop needs it for every step: a value of its own, not one that the loop overwrites.
         total[incoming[s]] = node("copy", value, dims=value.dims) if value.is_leaf else value
 
-    of_state = {s: t.replace(total) for s, t in of_state.items()}
-    of_input = {n: t.replace(total) for n, t in of_input.items()}
-    lagged = dict(zip(lag.values(), substitute(lag, total)))
-    of_part = dict(zip(of_part, substitute(of_part.values(), total)))
+    substitute = substitution(total)
+    of_state = {s: t.changed(substitute) for s, t in of_state.items()}
+    of_input = {n: t.changed(substitute) for n, t in of_input.items()}
+    lagged = dict(zip(lag.values(), substitute(lag)))
+    of_part = dict(zip(of_part, substitute(of_part.values())))
     zero = const(0.0)
     carried = {e: node("copy", zero, dims=e.dims) if of_state[s].rest is None else of_state[s].rest
                for s, e in carry.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
-from .expr import Expr, leaf, node, order, substitute
+from .expr import Expr, leaf, node, order, substitution
 from .ops import matvec, where
 from .roles import state_in
 from .trace import Cell
@@ -40,8 +40,9 @@ def with_dropout(cell: Cell, rates: Rates) -> Cell:
         value = record[name]
         mask = masks[DROPOUT + name] = leaf("input", DROPOUT + name, value.dims)
         dropped = {value: _dropped(value, mask, rate)}
-        following = dict(zip(following, substitute(following.values(), dropped)))
-        record = dict(zip(record, substitute(record.values(), dropped)))
+        substitute = substitution(dropped)
+        following = dict(zip(following, substitute(following.values())))
+        record = dict(zip(record, substitute(record.values())))
     return replace(cell, name=f"{cell.name}_with_dropout", inputs=cell.inputs | masks, next=following, record=record)
 
 
