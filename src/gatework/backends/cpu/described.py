@@ -45,7 +45,7 @@ class _Description:
         return (self._place(source) if isinstance(source, Place) else self._of(source), run.length, run.skip_first)
 
     def _place(self, place: Place | None) -> tuple | None:
-        return place and (self.buffer.get(place.buffer), place.offset, place.turn, place.edge)
+        return place and (self.buffer.get(place.buffer), place.offset, place.size, place.turn, place.edge)
 
     def _value(self, e: Expr) -> tuple:
         what = self.loop.sizes[e.attr] if e.op == "size" else None if e.is_leaf and e.op != "const" else e.attr
