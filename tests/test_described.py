@@ -93,7 +93,7 @@ def changed(a):
 def test_whatever_changes_the_text_of_a_loop_changes_its_description(name):
     told = 0
     for loop, machine, size in loops(name, 40):  # several blocks of units
-        if machine != target() or size == 8:
+        if machine != target() or size == 8 or any(p.short for p in loop.panels):  # a flag that is changed, too
             continue
         text, words = emit(loop, machine, size), described(loop)
         for other in changed(loop):
