@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ import pytest
 import torch
 from examples import Example, assert_close
 
+import gatework
 from gatework import autograd, cells
 from gatework.backends.batch import Batch
 from gatework.backends.cpu import jit, kernel
@@ -253,3 +255,17 @@ def test_other_lengths_and_batches_take_the_same_files(fresh):
     fresh()
     right_result(T=7, B=11)
     assert state(folder) == before
+
+
+def test_a_process_whose_files_are_replaced_keeps_nothing_under_the_name_of_the_new_ones(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(Path(gatework.__file__).parent, source / "gatework", ignore=shutil.ignore_patterns("__pycache__"))
+    upgrade = f"\nwith open({str(source / 'gatework/backends/cpu/emit.py')!r}, 'a') as file: file.write('# newer')\n"
+    first_import = CHILD.index("x, h = ")
+    counts = []
+    for child in (CHILD[:first_import] + upgrade + CHILD[first_import:], CHILD, CHILD):
+        done = subprocess.run([sys.executable, "-W", "error", "-c", child], text=True, capture_output=True, check=True,
+                              env=os.environ | {"PYTHONPATH": str(source), jit.SETTING: str(tmp_path / "cache")})
+        counts.append(int(done.stdout.split()[0]))
+    assert counts[0] == counts[1] > 0  # the newer files write the same, but nobody can know that
+    assert counts[2] == 0

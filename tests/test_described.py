@@ -126,7 +126,7 @@ def test_what_another_version_has_compiled_is_not_taken(monkeypatch, tmp_path):
     kept = []
     for version in ("one", "two", "one"):
         monkeypatch.setattr(jit, "_loaded", {})
-        monkeypatch.setattr(jit, "_writers", lambda version=version: version)
+        monkeypatch.setattr(jit, "WRITERS", version)
         jit.load("nothing", lambda: "define void @nothing() {\n  ret void\n}\n", target()).address("nothing")
         kept.append(len(list(tmp_path.iterdir())))
     assert kept == [1, 2, 2]

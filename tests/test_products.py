@@ -94,14 +94,16 @@ def test_wide_products_refuse_matrices_whose_values_do_not_lie_side_by_side():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", KINDS)
-def test_wide_products_and_sums_hand_on_what_is_no_number_or_infinite(dtype, value):
-    a, b = drawn(20, 64, dtype, False).abs() + 1, drawn(64, 40, dtype, False).abs() + 1
+@pytest.mark.parametrize("left", ["as it is", "turned"])
+@pytest.mark.parametrize("columns", [40, 140])
+def test_wide_products_and_sums_hand_on_what_is_no_number_or_infinite(columns, left, dtype, value):
+    a, b = drawn(20, 64, dtype, left == "turned").abs() + 1, drawn(64, columns, dtype, False).abs() + 1
     a[7, 30] = value
-    out = torch.empty(20, 40, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    out = torch.empty(20, columns, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     assert multiply(a, b, out)
     np.testing.assert_array_equal(out[7].numpy(), value)
     assert out[[k for k in range(20) if k != 7]].isfinite().all()
-    total = Cpu(out).sum_of_rows(a)
+    total = Cpu(out).sum_of_rows(a.contiguous())
     np.testing.assert_array_equal(total[30].item(), value)
     assert total[[k for k in range(64) if k != 30]].isfinite().all()
 

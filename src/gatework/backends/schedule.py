@@ -98,7 +98,8 @@ def schedule(roots: list[Expr], known: set[Expr]) -> Schedule:
     """Order the work of one turn. `known` values are read from memory, like leaves."""
     roots = regroup(roots, known)
     nodes = [e for e in order(roots, known=known) if not e.is_leaf]
-    # Values of numbers alone belong to all cells, and may be older than this one: first they are in any process.
+    # A value of numbers alone is shared by all cells, so it may be older than this one or not. It comes first either
+    # way, and the order is the same in any process.
     nodes.sort(key=lambda e: any(a.op not in ("const", "size") for a in e.args))
     level: dict[Expr, int] = {}
     for e in nodes:

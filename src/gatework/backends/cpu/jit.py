@@ -14,7 +14,6 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
-from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -69,9 +68,8 @@ def _machine(target: Target) -> llvm.TargetMachine:
                                                                    jit=True)
 
 
-@cache
-def _writers() -> str:
-    """A hash of the code that writes IR, so that nobody takes what another version of it has compiled."""
+def _hash_of_writers() -> str:
+    """Of the code that writes IR, so that nobody takes what another version of it has compiled."""
     found = hashlib.sha256()
     for package in ("compiler", "backends", "backends.cpu"):
         files = resources.files(f"gatework.{package}").iterdir()
@@ -80,12 +78,16 @@ def _writers() -> str:
     return found.hexdigest()
 
 
+# Taken while the code is imported: later the files may be those of another version, which this process does not run.
+WRITERS = _hash_of_writers()
+
+
 def load(what: str, write: Callable[[], str], target: Target) -> Code:
     """Compile for a target what `write` says in IR, or take what an earlier call or process has compiled.
 
     what: all that the text depends on beside the target and the code that writes it.
     """
-    key = hashlib.sha256("\n".join([what, _writers(), repr(target), llvmlite.__version__,
+    key = hashlib.sha256("\n".join([what, WRITERS, repr(target), llvmlite.__version__,
                                     str(llvm.llvm_version_info)]).encode()).hexdigest()
     with _lock:
         if key not in _loaded:
