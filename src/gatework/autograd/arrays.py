@@ -48,10 +48,6 @@ class Torch:
         memory = lasting.take(shape, self.dtype) if self.device.type == "cpu" else None
         return self.empty(*shape) if memory is None else memory
 
-    @staticmethod
-    def leave(arrays: list[Tensor]) -> None:
-        lasting.leave(arrays, [a.data_ptr() for a in arrays])
-
     def zeros(self, *shape: int) -> Tensor:
         return self.like.new_zeros(shape)
 

@@ -39,19 +39,18 @@ _Result = tuple[tuple[int, ...], torch.dtype, bool]
 
 @dataclass
 class _Recorded:
-    """A walk as a program, with its results: None, or their shape and dtype, and whether there is a tail behind them.
-    The last few are `kept` until the backward pass."""
+    """A walk as a program. Of its results: None, or shape and dtype, and whether there is a tail behind them."""
 
     program: Program
     batch: Batch | None  # a dense one, which the program points into
     results: list[_Result | None]
-    kept: int
+    train: bool
 
     def __call__(self, tensors: Sequence[Tensor], told: Mapping[str, int] = NOTHING) -> list[Tensor | None]:
         """Of a ragged batch it is `told` the numbers."""
-        given, first = [t.contiguous() for t in tensors], len(self.results) - self.kept
+        given = [t.contiguous() for t in tensors]
         made: list[Tensor | None] = []
-        for number, result in enumerate(self.results):
+        for result in self.results:
             if result is None:
                 made.append(None)
                 continue
@@ -59,7 +58,7 @@ class _Recorded:
             if told:
                 front = tuple(told[n.name] if isinstance(n, Known) else n for n in front)
             shape = (math.prod(front[:-1]) + TILE_ROWS - 1, front[-1]) if tail else front
-            memory = lasting.take(shape, dtype) if number >= first else None
+            memory = lasting.take(shape, dtype) if self.train else None
             memory = torch.empty(shape, dtype=dtype) if memory is None else memory
             made.append(whole(memory, front) if tail else memory)
         work = lasting.borrow(self.program.work_for(told["total"] if told else 0))
@@ -102,11 +101,10 @@ class Call:
         if type(found) is _Recorded:
             made = found(tensors)
         else:
-            made = self._any_forward(key, tensors, train, handed, ended)
+            made = self._any_forward(key, tensors, train, handed)
         return made[:handed], made[handed:ended], made[ended:]
 
-    def _any_forward(self, key: tuple, tensors: Sequence[Tensor], train: bool, handed: int, ended: int
-                     ) -> list[Tensor]:
+    def _any_forward(self, key: tuple, tensors: Sequence[Tensor], train: bool, handed: int) -> list[Tensor]:
         kernel = self.kernel
 
         def walk(xp, batch, given):
@@ -117,7 +115,7 @@ class Call:
             return [(*self.shape, y.shape[1]) for y in made[:handed]] + [t.shape for t in made[handed:]]
 
         repeat = self._repeated(key, tensors, _sequences(kernel.cell), "training" if train else "inference", walk,
-                                shapes, ended, 0)
+                                shapes, 0)
         if repeat is not None:
             return repeat(tensors)
         made = walk(arrays_of(kernel, tensors[0]), self.batch, tensors)
@@ -155,7 +153,7 @@ class Call:
 
         sequences = [k < outputs for k, here in enumerate(there) if here] + _sequences(kernel.cell)
         sequences += [True] * (handed + kept)
-        repeat = self._repeated(key, given, sequences, "backward", walk, shapes, len(tensors), kept)
+        repeat = self._repeated(key, given, sequences, "backward", walk, shapes, kept)
         if repeat is not None:
             return repeat(given)
         return [None if d is None else d.view(t.shape)
@@ -167,7 +165,7 @@ class Call:
         return (*key, *(t.dtype for t in given)) if self.kernel.short else key
 
     def _repeated(self, key: tuple, given: Sequence[Tensor], sequences: Sequence[bool], loop: str, walk: Callable,
-                  shapes: Callable, first_kept: int, were_kept: int
+                  shapes: Callable, were_kept: int
                   ) -> Callable[[Sequence[Tensor]], list[Tensor | None]] | None:
         """The program for this call; None where there is none, or where this is the first such call."""
         kernel, batch, known, parts = self.kernel, self.batch, self._known, 1
@@ -188,7 +186,7 @@ class Call:
             if not AT_ONCE:
                 return None
         if found is _WALKED:
-            found = known[key] = _record(kernel, batch, given, sequences, walk, shapes, first_kept, were_kept)
+            found = known[key] = _record(kernel, batch, given, sequences, walk, shapes, loop != "inference", were_kept)
         if found is None or batch.is_dense:
             return found
         return partial(found, told=numbers(batch, found.program.names, parts, self.reverse))
@@ -219,7 +217,7 @@ _NEW, _WALKED = object(), object()  # stand for what has not been done, and has 
 
 
 def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], sequences: Sequence[bool], walk: Callable,
-            shapes: Callable, first_kept: int, were_kept: int) -> _Recorded | None:
+            shapes: Callable, train: bool, were_kept: int) -> _Recorded | None:
     gemms = [blas.gemm(torch.float32 if kernel.short else given[0].dtype)]
     gemms += [blas.gemm(torch.bfloat16)] * kernel.short
     if None in gemms or sum(t.numel() for t in given) > MOST_VALUES:
@@ -244,4 +242,4 @@ def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], sequences: Se
     dtype = torch.float32 if kernel.short else given[0].dtype
     results = [None if a is None else (tuple(shape) if dense else a.shape, torch.bfloat16 if a.short else dtype, a.tail)
                for a, shape in zip(made, shapes(made))]
-    return _Recorded(program, batch if dense else None, results, len(made) - first_kept)
+    return _Recorded(program, batch if dense else None, results, train)

@@ -127,7 +127,6 @@ class _Scan(torch.autograd.Function):
     def forward(ctx, call: Call, *tensors: Tensor):
         handed, last, kept = call.forward(tensors, True)
         ctx.call = call
-        ctx.kept_at = [k.data_ptr() for k in kept]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *handed, *kept)
         return *handed, *last
@@ -141,14 +140,10 @@ class _Scan(torch.autograd.Function):
         if torch.is_grad_enabled():
             upstream = [None if d is None else d.flatten(0, -2) for d in upstream]
             return None, *_differentiable(call.kernel, call.batch, call.reverse, tensors, [*upstream, *last], needs)
-        again = torch._C._autograd._get_current_graph_task_keep_graph()
-        if again:
+        if torch._C._autograd._get_current_graph_task_keep_graph():
             xp = arrays_of(call.kernel, tensors[0])
             kept = [xp.copy(k) for k in kept]  # another backward pass may follow, and this one writes over them
-        made = call.backward(upstream, last, tensors, handed, kept, needs)
-        if not again:
-            lasting.leave(kept, ctx.kept_at)
-        return None, *made
+        return None, *call.backward(upstream, last, tensors, handed, kept, needs)
 
 
 def _differentiable(kernel: Kernel, batch: Batch, reverse, tensors, gradients, needs) -> list[Tensor | None]:

@@ -1,25 +1,62 @@
-"""Memory that outlasts a call: for what is kept for the backward pass or written in it, and for work.
+"""Memory that outlasts a call: for all that a step of training makes, and for work.
 
 The allocator gives what is free back to the system, and the next step maps, and clears, every page of it anew: a fifth
-of a large step, and nearly half of one that packs large weights for few rows. Here a backward pass leaves what it has
-read and written to the next step. That adds nothing to the most that a step takes, since then all of it is in use; it
-does hold memory from one step to the next. A forward pass without gradients ends that. Work, such as packed weights,
-has one piece of memory for each call that runs at the same time, as large as the largest was.
+of a large step, and half of one that has large weights and few rows. Here outputs, what is kept for the backward pass,
+and gradients lie in memory that comes back when nobody has a tensor in it any more, and serves the next step. More is
+held than was in use at once where a step needs pieces of one kind after it has let go of others: half as much again at
+most. A forward pass without gradients lets go of what is free. Work, such as packed weights, has one piece of memory
+for each call that runs at the same time, as large as the largest was.
 """
 
 from __future__ import annotations
 
 import os
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from threading import Lock
 
+import numpy as np
 import torch
 from torch import Tensor
 
-LARGE, LARGE_WORK = 1 << 20, 1 << 17  # bytes: what is smaller stays with the allocator
+LARGE, LARGE_WORK = 1 << 18, 1 << 17  # bytes: what is smaller stays with the allocator
 MOST_LARGER = 1.5  # memory serves arrays that are shorter by up to this factor
+MOST_HELD = 1.5    # of what was in use at once
 
-_free: list[Tensor] = []  # of bytes; the one that was left first at the front
+
+class _Pool:
+    """Pieces of memory, arrays of bytes. All but `back` is used under the lock."""
+
+    def __init__(self):
+        self.back: deque[np.ndarray] = deque()  # come back: at any time, in any thread, also in the one with the lock
+        self.free: list[np.ndarray] = []        # the same, settled; what came first at the front
+        self.lent = self.most_lent = 0          # bytes
+
+    def settle(self) -> None:
+        while self.back:
+            self.free.append(self.back.popleft())
+            self.lent -= len(self.free[-1])
+
+    def take(self, size: int) -> np.ndarray | None:
+        """A piece for so many bytes; None if there is none, and room has been made for it."""
+        self.settle()
+        fitting = [k for k, m in enumerate(self.free) if size <= len(m) <= MOST_LARGER * size]
+        found = self.free.pop(min(fitting, key=lambda k: len(self.free[k]))) if fitting else None
+        self.lent += size if found is None else len(found)
+        self.most_lent = max(self.most_lent, self.lent)
+        held = self.lent + sum(map(len, self.free))
+        while self.free and held > MOST_HELD * self.most_lent:
+            held -= len(self.free.pop(0))
+        return found
+
+    def let_go(self) -> None:
+        self.settle()
+        self.free.clear()
+        self.most_lent = self.lent
+
+
+_pool = _Pool()
 _work: list[Tensor] = []  # of bytes, the largest one at the end
 _lock = Lock()
 
@@ -34,31 +71,19 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 
 
 def take(shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
-    """Memory for an array, with any values in it; None where the allocator does as well."""
+    """An array with any values in it, no view; None where the allocator does as well."""
     size = dtype.itemsize
     for n in shape:
         size *= n
     if size < LARGE:
         return None
     with _lock:
-        fitting = [k for k, m in enumerate(_free) if size <= m.numel() <= MOST_LARGER * size]
-        if fitting:
-            memory = _free.pop(min(fitting, key=lambda k: _free[k].numel()))
-        else:
-            del _free[:1]  # so that no more is held than was in use
-            memory = None
+        memory = _pool.take(size)
     if memory is None:
-        memory = torch.empty(size, dtype=torch.uint8)
-    return memory[:size].view(dtype).view(shape)
-
-
-def leave(arrays: Sequence[Tensor], addresses: Sequence[int]) -> None:
-    """Hand arrays that nobody reads any more to the next step, if they still lie where they were made. A GPU's memory
-    stays with torch, which holds it anyway."""
-    left = [torch.empty(0, dtype=torch.uint8).set_(a.untyped_storage()) for a, address in zip(arrays, addresses)
-            if a.device.type == "cpu" and a.nbytes >= LARGE and a.data_ptr() == address]
-    with _lock:
-        _free.extend(left)
+        memory = torch.empty(size, dtype=torch.uint8).numpy()
+    lent = memory[:size]  # an array of its own, which lives as long as a tensor in it
+    weakref.finalize(lent, _pool.back.append, memory)
+    return torch.empty(0, dtype=dtype).set_(torch.from_numpy(lent).untyped_storage(), 0, tuple(shape))
 
 
 def borrow(size: int) -> Tensor:
@@ -83,4 +108,4 @@ def give_back(memory: Tensor) -> None:
 def let_go() -> None:
     """Give what is free back to the system."""
     with _lock:
-        _free.clear()
+        _pool.let_go()

@@ -161,7 +161,7 @@ class Kernel(ABC):
         passing = frozenset(buffer for buffer, _, _ in before if buffer not in kept)
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
-                make = xp.lasting if name in kept else xp.empty
+                make = xp.lasting if train else xp.empty
                 arrays[name] = make(most if name in passing else batch.total, b.width, short=b.short)
         weights, could = compiled.pack(xp, given), True
         for begin, end in reversed(chunks) if reverse else chunks:
@@ -233,15 +233,12 @@ class Kernel(ABC):
         for buffer, family, gates, name in self._training_plan.products:
             if cell.inputs[name].op == "constant":
                 arrays[buffer] = xp.matmul(by_name[name], self._rows(xp, given[family], family, gates).T)
-        own = {name: xp.lasting(batch.total, b.width, short=b.short)
-               for name, b in compiled.loop.buffers.items() if name not in arrays}
-        arrays |= own
+        arrays |= {name: xp.lasting(batch.total, b.width, short=b.short)
+                   for name, b in compiled.loop.buffers.items() if name not in arrays}
         weights = compiled.pack(xp, given)
         compiled.call(xp, batch, (0, batch.steps), not reverse, arrays, edges, weights, still=still)
         compiled.release(xp, weights)
-        gradients = self._products.gradients(xp, batch, arrays, by_name, first, ends, given, reverse, needs)
-        xp.leave(list(own.values()))
-        return gradients
+        return self._products.gradients(xp, batch, arrays, by_name, first, ends, given, reverse, needs)
 
     def _upstream(self, xp, batch: Batch, arrays, edges, name: str, d, ends: dict[str, Any], reverse: bool) -> None:
         """The gradient from outside; for a state, in the first turn of a row, with that of the last state."""

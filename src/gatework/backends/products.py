@@ -129,7 +129,7 @@ class _Call:
 
     def input(self, name: str):
         e, rest = self.plan.cell.inputs[name], self.plan.scan.backward.inputs[name].rest
-        out = self.xp.empty(*self.inputs[name].shape, short=self.plan.plan.loop.short and e.op == "input")
+        out = self.xp.lasting(*self.inputs[name].shape, short=self.plan.plan.loop.short and e.op == "input")
         if e.op == "constant":
             self._multiply(self.plan.of_input[name], lambda p: self._over_steps(self._sequence(p)), out)
         else:
@@ -152,7 +152,7 @@ class _Call:
         return out
 
     def matrix(self, name: str):
-        out = self.xp.empty(*self.parameters[name].shape)
+        out = self.xp.lasting(*self.parameters[name].shape)
         for rows, place, operand, more in self.plan.of_matrix[name]:
             target = out if rows.stop - rows.start == out.shape[0] else out[rows]
             if place is None:
@@ -197,7 +197,7 @@ class _Call:
         pieces = self.plan.of_vector[name]
         if len(pieces) == 1:
             return self.xp.copy(self._sum(pieces[0][1])[pieces[0][2]])  # two biases may share one sum
-        out = self.xp.empty(*self.parameters[name].shape)
+        out = self.xp.lasting(*self.parameters[name].shape)
         for rows, buffer, columns in pieces:
             out[rows] = self._sum(buffer)[columns]
         return out

@@ -41,11 +41,8 @@ class Numpy:
         """Memory of `work` that is read no more."""
 
     def lasting(self, *shape: int, short: bool = False) -> np.ndarray:
-        """The same for what is kept until the backward pass, or what that works in."""
+        """The same for what a step of training makes, which the next one makes again."""
         return self.empty(*shape)
-
-    def leave(self, arrays: list[np.ndarray]) -> None:
-        """Memory of `lasting` that is read no more, and that no result lies in."""
 
     def zeros(self, *shape: int) -> np.ndarray:
         return np.zeros(shape, self.dtype)

@@ -64,9 +64,6 @@ class Recorder:
         if not isinstance(memory.memory.size, Known):
             self._given_back.append(memory.memory)
 
-    def leave(self, arrays: list[Array]) -> None:
-        """All memory of a program is taken and given back at once."""
-
     def operand(self, a: Array) -> Array:
         return a
 
