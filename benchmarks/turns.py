@@ -1,7 +1,7 @@
 """Contestants of one case take turns, each in a process of its own; their results are compared before they are timed.
 
 Between two turns the driver waits until the threads of the process before sleep: those of OpenMP and of ONNX Runtime
-spin for a while after their work, and would take the cores from whoever is next.
+spin for a while after their work, those of JAX give its memory back, and would take the cores from whoever is next.
 """
 
 from __future__ import annotations
@@ -100,17 +100,21 @@ class Worker:
             raise RuntimeError(f"{self.name}, {self.case}: {answer['not_measured']}, after it was checked")
         return answer["seconds"]
 
-    def worked(self) -> int:
-        """Nanoseconds that all threads of the process have run on a core so far (Linux)."""
+    def worked(self) -> tuple[int, bool]:
+        """Nanoseconds that all threads of the process have run on a core so far, and whether one wants to (Linux).
+
+        The first is brought up to date a hundred times a second or so for a thread that runs and runs.
+        """
         if self.process is None:
-            return 0
-        total = 0
+            return 0, False
+        total, runs = 0, False
         for task in Path(f"/proc/{self.process.pid}/task").glob("*"):
             try:
                 total += int((task / "schedstat").read_text().split()[0])
+                runs |= (task / "stat").read_text().rpartition(")")[2].split()[0] in "RD"
             except (FileNotFoundError, ProcessLookupError):  # a thread that has ended
                 continue
-        return total
+        return total, runs
 
     def end(self) -> None:
         if self.process is not None:
@@ -128,11 +132,12 @@ def wait_for_quiet(workers: list[Worker]) -> None:
         time.sleep(QUIET_LIMIT / 2)
         return
     begin = time.monotonic()
-    before = sum(w.worked() for w in workers)
+    before = sum(w.worked()[0] for w in workers)
     while time.monotonic() - begin < QUIET_LIMIT:
         time.sleep(0.002)
-        now = sum(w.worked() for w in workers)
-        if now - before < 100_000:  # ns in 2 ms
+        each = [w.worked() for w in workers]
+        now = sum(total for total, _ in each)
+        if now - before < 100_000 and not any(runs for _, runs in each):  # ns in 2 ms
             return
         before = now
     print("threads of a contestant did not come to rest between two turns", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +48,8 @@ class Fake:
     def results(self) -> list[np.ndarray]:
         return [self.value]
 
-    def worked(self) -> int:
-        return 0
+    def worked(self) -> tuple[int, bool]:
+        return 0, False
 
 
 def test_a_peer_with_wrong_results_is_not_timed_and_the_table_says_why(array):
@@ -116,6 +117,21 @@ def test_a_process_that_ends_is_told_and_started_anew(tmp_path):
         assert worker.process is None
     finally:
         worker.end()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what a process does")
+def test_a_turn_waits_for_what_others_still_do_after_they_have_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr(turns, "QUIET_LIMIT", 20)
+    late = tmp_path / "late"
+    code = (f"import time\nprint('answer', flush=True)\nend = time.monotonic() + 0.2\n"
+            f"while time.monotonic() < end: pass\nopen({str(late)!r}, 'w')\ntime.sleep(60)")
+    worker = turns.Worker("lstm", OURS, tmp_path)
+    worker.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    worker.process.stdout.readline()
+    turns.wait_for_quiet([worker])
+    there = late.exists()
+    worker.end()
+    assert there
 
 
 @pytest.mark.parametrize("cell", CELLS)
