@@ -8,7 +8,7 @@
 """
 
 from .arrays import Torch
-from .dispatch import BACKENDS, Plan, planned, scan
+from .dispatch import BACKENDS, Plan, planned, scan, scan_both
 from .registered import register
 
-__all__ = ["BACKENDS", "Plan", "Torch", "planned", "register", "scan"]
+__all__ = ["BACKENDS", "Plan", "Torch", "planned", "register", "scan", "scan_both"]

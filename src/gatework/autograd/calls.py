@@ -20,7 +20,7 @@ from ..backends.batch import Batch
 from ..backends.cpu import threads
 from ..backends.cpu.any_batch import AnyBatch, Known, NotRecorded, numbers
 from ..backends.cpu.record import Recorder, ShortRecorder
-from ..backends.cpu.replay import NOTHING, Program
+from ..backends.cpu.replay import NOTHING, Program, run_side_by_side
 from ..backends.cpu.shape import TILE_ROWS
 from ..backends.cpu.target import target
 from ..backends.kernel import Kernel
@@ -45,10 +45,19 @@ class _Recorded:
     batch: Batch | None  # a dense one, which the program points into
     results: list[_Result | None]
     train: bool
+    idle: bool  # whether it leaves threads without work
 
     def __call__(self, tensors: Sequence[Tensor], told: Mapping[str, int] = NOTHING) -> list[Tensor | None]:
         """Of a ragged batch it is `told` the numbers."""
         given = [t.contiguous() for t in tensors]
+        made, addresses, work = self.lay_out(given, told)
+        self.program.run(addresses, work.data_ptr(), told)
+        lasting.give_back(work)
+        return made
+
+    def lay_out(self, given: Sequence[Tensor], told: Mapping[str, int] = NOTHING
+                ) -> tuple[list[Tensor | None], list[int], Tensor]:
+        """Memory for the results, the addresses of all, and memory to work in, which is to be given back."""
         made: list[Tensor | None] = []
         for result in self.results:
             if result is None:
@@ -62,9 +71,7 @@ class _Recorded:
             memory = torch.empty(shape, dtype=dtype) if memory is None else memory
             made.append(whole(memory, front) if tail else memory)
         work = lasting.borrow(self.program.work_for(told["total"] if told else 0))
-        self.program.run([t.data_ptr() for t in (*given, *made) if t is not None], work.data_ptr(), told)
-        lasting.give_back(work)
-        return made
+        return made, [t.data_ptr() for t in (*given, *made) if t is not None], work
 
 
 @dataclass(eq=False)
@@ -92,16 +99,27 @@ class Call:
             found = kernel.programs[key] = cls(kernel, batch, shape, reverse)
         return found
 
+    @property
+    def handed(self) -> int:
+        """How many outputs it hands out."""
+        return len(self.kernel.scan.outputs)
+
+    def apart(self, *lists: Sequence) -> list[tuple]:
+        """Each call with its parts of some lists: this one has all."""
+        return [(self, *lists)]
+
     def forward(self, tensors: Sequence[Tensor], train: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """`Kernel.forward` for inputs, first states and parameters in one list."""
-        kernel, handed = self.kernel, len(self.kernel.scan.outputs)
-        ended = handed + len(kernel.states)
         key = self._key(tensors, train)
         found = self._known.get(key)
         if type(found) is _Recorded:
-            made = found(tensors)
-        else:
-            made = self._any_forward(key, tensors, train, handed)
+            return self._sorted(found(tensors))
+        return self._sorted(self._any_forward(key, tensors, train, self.handed))
+
+    def _sorted(self, made: list) -> tuple[list, list, list]:
+        """Outputs, last states, and what is kept."""
+        handed = self.handed
+        ended = handed + len(self.kernel.states)
         return made[:handed], made[handed:ended], made[ended:]
 
     def _any_forward(self, key: tuple, tensors: Sequence[Tensor], train: bool, handed: int) -> list[Tensor]:
@@ -126,10 +144,7 @@ class Call:
     def backward(self, upstream: Sequence[Tensor | None], last: Sequence[Tensor | None], tensors: Sequence[Tensor],
                  handed: Sequence[Tensor], kept: Sequence[Tensor], needs: tuple[bool, ...]) -> list[Tensor | None]:
         """`Kernel.backward`, likewise; the gradients have the shapes of the tensors."""
-        outside = (*upstream, *last)
-        there = tuple([d is not None for d in outside])
-        given = [*(d for d in outside if d is not None), *tensors, *handed, *kept]
-        what = needs, there, len(tensors[0].shape)
+        what, given = _asked(upstream, last, tensors, handed, kept, needs)
         key = self._key(given, what)
         found = self._known.get(key)
         if type(found) is _Recorded:
@@ -186,10 +201,69 @@ class Call:
             if not AT_ONCE:
                 return None
         if found is _WALKED:
-            found = known[key] = _record(kernel, batch, given, sequences, walk, shapes, loop != "inference", were_kept)
+            found = known[key] = _record(kernel, batch, given, sequences, walk, shapes, loop, were_kept)
         if found is None or batch.is_dense:
             return found
         return partial(found, told=numbers(batch, found.program.names, parts, self.reverse))
+
+
+def _asked(upstream: Sequence[Tensor | None], last: Sequence[Tensor | None], tensors: Sequence[Tensor],
+           handed: Sequence[Tensor], kept: Sequence[Tensor], needs: tuple[bool, ...]) -> tuple[tuple, list[Tensor]]:
+    """What tells one backward pass from another, and all that it is given."""
+    outside = (*upstream, *last)
+    there = tuple([d is not None for d in outside])
+    return (needs, there, len(tensors[0].shape)), [*(d for d in outside if d is not None), *tensors, *handed, *kept]
+
+
+class Pair:
+    """The calls of both directions as one: what one is given and makes comes first, then that of the other.
+
+    Where a direction has too few rows for more than one thread both run at once.
+    """
+
+    def __init__(self, kernel: Kernel, batch: Batch, shape: tuple[int, ...]):
+        self.kernel = kernel
+        self._calls = [Call.of(kernel, batch, shape, reverse) for reverse in (False, True)]
+        self.handed = 2 * self._calls[0].handed
+
+    def apart(self, *lists: Sequence) -> list[tuple]:
+        """Each call with its half of some lists."""
+        return [(call, *(items[k * len(items) // 2:(k + 1) * len(items) // 2] for items in lists))
+                for k, call in enumerate(self._calls)]
+
+    def forward(self, tensors: Sequence[Tensor], train: bool) -> tuple[list[Tensor], ...]:
+        parts = self.apart(tensors)
+        made = _side_by_side([call._known.get(call._key(own, train)) for call, own in parts], [own for _, own in parts])
+        if made is None:
+            made = [call.forward(own, train) for call, own in parts]
+        else:
+            made = [call._sorted(own) for (call, _), own in zip(parts, made)]
+        return tuple([*one, *other] for one, other in zip(*made))
+
+    def backward(self, *lists: Sequence) -> list[Tensor | None]:
+        parts = self.apart(*lists)
+        found, given = [], []
+        for call, *own in parts:
+            what, tensors = _asked(*own)
+            found.append(call._known.get(call._key(tensors, what)))
+            given.append(tensors)
+        made = _side_by_side(found, given)
+        if made is None:
+            made = [call.backward(*own) for call, *own in parts]
+        return [*made[0], *made[1]]
+
+
+def _side_by_side(found: Sequence, tensors: Sequence[Sequence[Tensor]]) -> list[list[Tensor | None]] | None:
+    """What programs make of some tensors, if all are programs and leave threads idle."""
+    if not all(type(f) is _Recorded and f.idle for f in found):
+        return None
+    given = [[t.contiguous() for t in own] for own in tensors]
+    laid = [f.lay_out(own) for f, own in zip(found, given)]
+    size = given[0][0].element_size()
+    run_side_by_side([(f.program, addresses, work.data_ptr()) for f, (_, addresses, work) in zip(found, laid)], size)
+    for _, _, work in laid:
+        lasting.give_back(work)
+    return [made for made, _, _ in laid]
 
 
 def _make_room(kernel: Kernel) -> None:
@@ -217,7 +291,7 @@ _NEW, _WALKED = object(), object()  # stand for what has not been done, and has 
 
 
 def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], sequences: Sequence[bool], walk: Callable,
-            shapes: Callable, train: bool, were_kept: int) -> _Recorded | None:
+            shapes: Callable, loop: str, were_kept: int) -> _Recorded | None:
     gemms = [blas.gemm(torch.float32 if kernel.short else given[0].dtype)]
     gemms += [blas.gemm(torch.bfloat16)] * kernel.short
     if None in gemms or sum(t.numel() for t in given) > MOST_VALUES:
@@ -242,4 +316,5 @@ def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], sequences: Se
     dtype = torch.float32 if kernel.short else given[0].dtype
     results = [None if a is None else (tuple(shape) if dense else a.shape, torch.bfloat16 if a.short else dtype, a.tail)
                for a, shape in zip(made, shapes(made))]
-    return _Recorded(program, batch if dense else None, results, train)
+    return _Recorded(program, batch if dense else None, results, loop != "inference",
+                     kernel.leaves_threads_idle(batch, count, loop))

@@ -21,9 +21,11 @@ from ..backends.cpu.target import Target, target
 from ..backends.kernel import Kernel
 from ..compiler import Cell
 from . import checkpoints
-from .calls import Call
+from .calls import Call, Pair
 from .functions import FUSED, eager, kernel_of, narrowed, run
 from .registered import registered_scan
+
+_Given = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]  # inputs, states, parameters
 
 BACKENDS = ("auto", "cpu", "gpu", "reference")
 
@@ -74,6 +76,22 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
     return _run(cell, inputs, states, parameters, *options)
 
 
+def scan_both(cell: Cell, forth: _Given, back: _Given, backend: str = "auto", *, outputs: tuple[str, ...] = (),
+              sizes: Tensor | None = None, checkpoint_every: int | str | None = None
+              ) -> list[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+    """`scan` in both directions, each with its inputs, states and parameters of the same shapes: what it returns for
+    each. Where one has too few rows for all threads they run side by side."""
+    outputs = outputs or (cell.output,)
+    if sizes is None and _is_usual():
+        for given in (forth, back):
+            _check(cell, *given)
+        plan = planned(cell, *forth, backend, checkpoint_every, outputs)
+        if plan is not None:
+            return plan.both(forth, back)
+    return [scan(cell, *given, reverse, backend, outputs=outputs, sizes=sizes, checkpoint_every=checkpoint_every)
+            for reverse, given in ((False, forth), (True, back))]
+
+
 @dataclass(frozen=True)
 class Plan:
     """The way that `scan` takes for dense tensors of some shapes and one dtype, with all its choices made."""
@@ -88,6 +106,12 @@ class Plan:
         if not _is_usual() or target() is not self.machine:
             return None
         return run(Call.of(self.kernel, Batch.dense(*self.shape), self.shape, False), (*inputs, *states, *parameters))
+
+    def both(self, forth: _Given, back: _Given) -> list[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+        """The same in both directions."""
+        pair = Pair(self.kernel, Batch.dense(*self.shape), self.shape)
+        handed, last = run(pair, tuple(t for given in (forth, back) for tensors in given for t in tensors))
+        return list(zip(*([made[:len(made) // 2], made[len(made) // 2:]] for made in (handed, last))))
 
 
 def planned(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor],

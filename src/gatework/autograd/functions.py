@@ -16,7 +16,7 @@ from ..backends.kernel import Kernel
 from ..compiler import Cell
 from . import checkpoints, lasting
 from .arrays import arrays_of
-from .calls import Call, flat, parts_of
+from .calls import Call, Pair, flat, parts_of
 
 FUSED = {torch.float32: 4, torch.float64: 8}
 
@@ -51,11 +51,11 @@ def eager(kernel: Kernel, inputs, states, parameters, reverse, counts, checkpoin
     return [y.view(*shape, y.shape[1]) for y in made[:handed]], made[handed:]
 
 
-def run(call: Call, tensors: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+def run(call: Call | Pair, tensors: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Outputs and last states, differentiable if somebody may ask for that."""
     if _differentiates(tensors):
-        made, handed = _Scan.apply(call, *tensors), len(call.kernel.scan.outputs)
-        return made[:handed], made[handed:]
+        made = _Scan.apply(call, *tensors)
+        return made[:call.handed], made[call.handed:]
     lasting.let_go()
     return call.forward(tensors, False)[:2]
 
@@ -121,10 +121,10 @@ def _gpu() -> ModuleType:
 
 
 class _Scan(torch.autograd.Function):
-    """A whole sequence, with all that its derivative needs."""
+    """A whole sequence, in one direction or both, with all that its derivative needs."""
 
     @staticmethod
-    def forward(ctx, call: Call, *tensors: Tensor):
+    def forward(ctx, call: Call | Pair, *tensors: Tensor):
         handed, last, kept = call.forward(tensors, True)
         ctx.call = call
         ctx.set_materialize_grads(False)
@@ -134,12 +134,13 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         call, needs, saved = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
-        count, outputs = len(needs), len(call.kernel.scan.outputs)
+        count, outputs = len(needs), call.handed
         tensors, handed, kept = saved[:count], saved[count:count + outputs], saved[count + outputs:]
         upstream, last = gradients[:outputs], gradients[outputs:]
         if torch.is_grad_enabled():
             upstream = [None if d is None else d.flatten(0, -2) for d in upstream]
-            return None, *_differentiable(call.kernel, call.batch, call.reverse, tensors, [*upstream, *last], needs)
+            return None, *(d for c, own, up, end, need in call.apart(tensors, upstream, last, needs)
+                           for d in _differentiable(c.kernel, c.batch, c.reverse, own, [*up, *end], need))
         if torch._C._autograd._get_current_graph_task_keep_graph():
             xp = arrays_of(call.kernel, tensors[0])
             kept = [xp.copy(k) for k in kept]  # another backward pass may follow, and this one writes over them

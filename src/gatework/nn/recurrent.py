@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from ..autograd import register, scan
+from ..autograd import register, scan, scan_both
 from ..compiler import Cell, trace
 from ..compiler.transform import with_resets
 from .arguments import (
@@ -341,36 +341,39 @@ class Recurrent(torch.nn.Module):
         last: list[list[Tensor]] = []
         records: dict[str, Tensor] = {}
         for layer in range(self.num_layers):
-            outputs = []
             if self.training and self._random is not None:
                 x = self._random.drop_input(x, call.rows, call.ragged)
-            for direction in range(directions):
-                k = layer * directions + direction
-                handed, end = self._scan(x, states[k], k, direction == 1, call)
-                outputs.append(handed[self.cell.output])
-                if call.recorded:
-                    records |= {n + self._suffixes(layer)[direction]: handed[n] for n in call.recorded}
+            made = self._layer(x, states, layer * directions, call)
+            for suffix, (handed, end) in zip(self._suffixes(layer), made):
+                records |= {n + suffix: handed[n] for n in call.recorded}
                 last.append(end)
+            outputs = [handed[self.cell.output] for handed, _ in made]
             x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
             if self.dropout and layer < self.num_layers - 1:
                 x = functional.dropout(x, self.dropout, self.training)
         ends = [s.unsqueeze(0) for s in last[0]] if len(last) == 1 else [torch.stack(s) for s in zip(*last)]
         return x, ends if call.ragged is None else [call.ragged.unsort(s, 1) for s in ends], records
 
-    def _scan(self, x: Tensor, states: Sequence[Tensor], k: int, reverse: bool, call: _Call):
-        """One direction of one layer: what is handed out, by name, and the last states."""
-        (cell, cell_with_resets), inputs = self._cells[self.training], [x, *call.further]
+    def _layer(self, x: Tensor, states: list[Sequence[Tensor]], first: int, call: _Call) -> list[tuple[dict, Sequence]]:
+        """For each direction of the layer that begins at `first`: what is handed out, by name, and the last states."""
+        cell = self._cells[self.training][call.resets is not None]
+        outputs = (self.cell.output, *(n for n in call.recorded if n != self.cell.output))
+        options = dict(outputs=outputs, sizes=call.ragged and call.ragged.sizes, checkpoint_every=self.checkpoint_every)
+        given = [self._given(x, states, first, reverse, call) for reverse in range(1 + self.bidirectional)]
+        made = (scan_both(cell, *given, self.backend, **options) if self.bidirectional else
+                [scan(cell, *given[0], False, self.backend, **options)])
+        return [(dict(zip(outputs, handed)), last) for handed, last in made]
+
+    def _given(self, x: Tensor, states: list[Sequence[Tensor]], first: int, reverse: int, call: _Call) -> tuple:
+        """Inputs, first states and parameters of one direction."""
+        inputs, k = [x, *call.further], first + reverse
         parameters = [self._parameter(n) for n in self._names[k]]
         if self.training and self._random is not None:
             inputs += self._random.masks(x, call.rows, self.sizes)
             parameters = self._random.drop_weights(parameters)
         if call.resets is not None:
-            cell = cell_with_resets
             inputs += [call.resets[reverse], *(getattr(self, n).expand(call.rows, -1) for n in self._initial_names[k])]
-        outputs = (self.cell.output, *(n for n in call.recorded if n != self.cell.output))
-        handed, last = scan(cell, inputs, states, parameters, reverse, self.backend, outputs=outputs,
-                            sizes=call.ragged and call.ragged.sizes, checkpoint_every=self.checkpoint_every)
-        return dict(zip(outputs, handed)), last
+        return inputs, states[k], parameters
 
     def _state_shapes(self, rows: tuple[int, ...]) -> list[tuple[int, ...]]:
         """[layers * directions, B, size] of each state; `rows` is () for an unbatched input."""

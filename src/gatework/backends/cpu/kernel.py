@@ -223,12 +223,20 @@ class Kernel(kernel.Kernel):
 
         which: "inference", "training" or "backward".
         """
-        loops = {"inference": lambda: self._inference, "training": lambda: self._training,
-                 "backward": lambda: self._backward}[which]()[1]
+        loops = self._loops(which)
         if loops.in_parts and loops.in_parts.fills_tiles(batch, most):
             return None
         parts, together = loops.by_vectors._parts(batch, batch.total, most)
         return len(parts), together
+
+    def leaves_threads_idle(self, batch: Batch, most: int, which: str) -> bool:
+        """Whether a loop runs on one thread though half of it would be worth another one: it has too few rows."""
+        work = batch.total * self._loops(which).by_vectors.multiplications
+        return most > 1 and 2 * work >= WORTH_A_THREAD and self.team(batch, most, which) == (1, False)
+
+    def _loops(self, which: str) -> Loops:
+        return {"inference": lambda: self._inference, "training": lambda: self._training,
+                "backward": lambda: self._backward}[which]()[1]
 
     def rows_at_once(self, width: int) -> int:
         return max(ROWS_AT_ONCE, AT_ONCE // max(1, width * self.size))

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from . import jit
 from .ir import Function, Module
 from .target import target
-from .threads import SIGNATURE, address_of
+from .threads import KINDS, SIGNATURE, address_of, run
 
 # The steps. Each is its number, how many words it has, and these words:
 MULTIPLY = 0  # gemm of BLAS, then what it is called with, letters and numbers as they lie there
@@ -52,7 +52,7 @@ class Program:
         self.work, self._held, self.numbers, self._growing = work + -work % LINE, held, numbers, growing
         self.names = frozenset(name for name, _ in numbers)
         self._words, self._moves = array("q", words), array("q", moves)
-        self._replay = _function(size)
+        self._replay = _code(size).function("replay", *_KINDS)
         self._given = (address_of(self._words), len(words), end, address_of(self._moves), len(moves) // 2)
 
     def work_for(self, total: int) -> int:
@@ -64,6 +64,10 @@ class Program:
 
     def run(self, addresses: list[int], work: int, told: Mapping[str, int] = NOTHING) -> None:
         """Make all steps, with memory at these addresses, and `work_for` bytes, on a line of the cache, to work in."""
+        bases = self._bases(addresses, work, told)
+        self._replay(*self._given, address_of(bases), work)
+
+    def _bases(self, addresses: list[int], work: int, told: Mapping[str, int]) -> array:
         bases = array("q", addresses)
         bases.extend([told[name] * times for name, times in self.numbers])
         at = work + self.work
@@ -71,16 +75,26 @@ class Program:
             bases.append(at)
             at += size
         bases.append(work)
-        self._replay(*self._given, address_of(bases), work)
+        return bases
+
+
+def run_side_by_side(runs: Sequence[tuple[Program, list[int], int]], size: int) -> None:
+    """Make all steps of several programs of dense batches, each with its addresses and work, on a thread each. What a
+    program would share out among threads it then does alone: teams have no teams."""
+    bases = [program._bases(addresses, work, NOTHING) for program, addresses, work in runs]
+    words = array("q")
+    for (program, _, work), own in zip(runs, bases):
+        words.extend([*program._given, address_of(own), work])
+    run(_code(size).function("replay_one", *KINDS), address_of(words), [(k, 1, 0, 0) for k in range(len(runs))])
 
 
 @cache
-def _function(size: int):
-    return jit.load(f"replay {size}", partial(text, size), target()).function("replay", *_KINDS)
+def _code(size: int) -> jit.Code:
+    return jit.load(f"replay {size}", partial(text, size), target())
 
 
 def text(size: int) -> str:
-    """The LLVM IR of `replay`, for values of 4 or 8 bytes."""
+    """The LLVM IR of `replay`, for values of 4 or 8 bytes, and of `replay_one` of several programs."""
     module = Module(target(), size)
     module.declared["declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"] = None
     module.declared["declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)"] = None
@@ -101,6 +115,11 @@ def text(size: int) -> str:
             steps[ROUND] = _round
         f.choose(f.load_word(step, 0), {kind: partial(write, f, given) for kind, write in steps.items()})
         f.line(f"store i64 {f.integer('add', now, f.load_word(step, 1))}, ptr {counter}")
+    f.finish()
+    f = Function(module, "replay_one", SIGNATURE, internal=False)
+    at = f.at("%arguments", f.integer("mul", "%first", 8 * len(_REPLAY)))
+    kinds = [a.split()[0] for a in _REPLAY]
+    f.line(f"call void @replay({', '.join(f'{kind} {f.load_word(at, k, kind)}' for k, kind in enumerate(kinds))})")
     f.finish()
     return module.text()
 
