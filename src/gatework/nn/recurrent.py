@@ -338,8 +338,7 @@ class Recurrent(torch.nn.Module):
     def _layers(self, x: Tensor, states: list[Sequence[Tensor]], call: _Call):
         """Run all layers and directions, each with its states; the last ones are [layers * directions, B, size]."""
         directions = 1 + self.bidirectional
-        last: list[list[Tensor]] = []
-        records: dict[str, Tensor] = {}
+        last, records = [], {}
         for layer in range(self.num_layers):
             if self.training and self._random is not None:
                 x = self._random.drop_input(x, call.rows, call.ragged)
