@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -74,6 +75,37 @@ def test_the_bits_are_those_of_one_after_the_other(side_by_side):
     assert side_by_side
     for found in others:
         assert all(map(torch.equal, found, walked))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_goes_where_it_goes_one_after_the_other(side_by_side, value):
+    T, B, size, hidden = LONG
+    layer, x = gatework.nn.LSTM(size, hidden, bidirectional=True), torch.randn(T, B, size)
+    x[70, 0, 3] = value
+    walked, *others = (made(layer, x) for _ in range(4))
+    assert side_by_side
+    for found in others:
+        assert all(torch.equal(a.nan_to_num(1e9), b.nan_to_num(1e9)) for a, b in zip(found, walked))
+    if value != value:
+        output = walked[0][:, 0]
+        assert output[:70, :hidden].isfinite().all()
+        assert output[70:, :hidden].isnan().all()
+        assert output[:71, hidden:].isnan().all()
+        assert output[71:, hidden:].isfinite().all()
+
+
+def test_several_threads_share_a_layer(side_by_side):
+    T, B, size, hidden = LONG
+    layer, x = gatework.nn.LSTM(size, hidden, bidirectional=True), torch.randn(T, B, size)
+    wanted = [made(layer, x) for _ in range(3)][-1]
+
+    def train(_) -> bool:
+        torch.set_num_threads(2)
+        return all(all(map(torch.equal, made(layer, x), wanted)) for _ in range(10))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(train, range(3)))
+    assert len(side_by_side) > 30
 
 
 def test_directions_that_are_asked_for_different_things_do_not_mix(side_by_side):

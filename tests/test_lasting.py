@@ -97,6 +97,32 @@ def test_a_stack_of_layers_takes_nothing_new_after_its_first_steps():
     assert addresses() == left
 
 
+def test_a_height_that_does_not_come_again_is_not_held_forever(single):
+    held = [single(torch.randn(80, 4, 5))[0] for _ in range(20)]
+    del held
+    high = sum(map(len, free()))
+    for _ in range(700):  # each of which takes some six arrays
+        gradients(single, torch.randn(20, 4, 5))
+    assert sum(map(len, free())) < high / 10
+
+
+def test_memory_that_there_is_not_is_not_counted(single, monkeypatch):
+    right = torch.empty
+
+    def empty(*shape, **options):
+        if options.get("dtype") == torch.uint8:
+            raise RuntimeError("not enough memory")
+        return right(*shape, **options)
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(torch, "empty", empty)
+        with pytest.raises(RuntimeError, match="not enough memory"):
+            single(torch.randn(20, 4, 5))
+    assert not free()
+    assert lasting._pool.lent == 0
+    assert single(torch.randn(20, 4, 5))[0].isfinite().all()
+
+
 def test_two_graphs_at_once_share_no_memory(layer):
     a, b = torch.randn(20, 4, 5), torch.randn(20, 4, 5)
     wanted = gradients(layer, a), gradients(layer, b)

@@ -114,7 +114,7 @@ class Call:
         found = self._known.get(key)
         if type(found) is _Recorded:
             return self._sorted(found(tensors))
-        return self._sorted(self._any_forward(key, tensors, train, self.handed))
+        return self._sorted(self._any_forward(key, tensors, train))
 
     def _sorted(self, made: list) -> tuple[list, list, list]:
         """Outputs, last states, and what is kept."""
@@ -122,8 +122,8 @@ class Call:
         ended = handed + len(self.kernel.states)
         return made[:handed], made[handed:ended], made[ended:]
 
-    def _any_forward(self, key: tuple, tensors: Sequence[Tensor], train: bool, handed: int) -> list[Tensor]:
-        kernel = self.kernel
+    def _any_forward(self, key: tuple, tensors: Sequence[Tensor], train: bool) -> list[Tensor]:
+        kernel, handed = self.kernel, self.handed
 
         def walk(xp, batch, given):
             parts = kernel.forward(xp, batch, *parts_of(kernel.cell, list(map(flat, given))), self.reverse, train)

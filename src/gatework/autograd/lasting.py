@@ -23,6 +23,7 @@ from torch import Tensor
 LARGE, LARGE_WORK = 1 << 18, 1 << 17  # bytes: what is smaller stays with the allocator
 MOST_LARGER = 1.5  # memory serves arrays that are shorter by up to this factor
 MOST_HELD = 1.5    # of what was in use at once
+FORGET = 0.999     # of that height, with every array that is taken: one that never comes again is not held forever
 
 
 class _Pool:
@@ -38,16 +39,19 @@ class _Pool:
             self.free.append(self.back.popleft())
             self.lent -= len(self.free[-1])
 
-    def take(self, size: int) -> np.ndarray | None:
-        """A piece for so many bytes; None if there is none, and room has been made for it."""
+    def take(self, size: int) -> np.ndarray:
+        """A piece for so many bytes, or somewhat more."""
         self.settle()
         fitting = [k for k, m in enumerate(self.free) if size <= len(m) <= MOST_LARGER * size]
         found = self.free.pop(min(fitting, key=lambda k: len(self.free[k]))) if fitting else None
-        self.lent += size if found is None else len(found)
-        self.most_lent = max(self.most_lent, self.lent)
-        held = self.lent + sum(map(len, self.free))
+        lent = self.lent + (size if found is None else len(found))
+        self.most_lent = max(FORGET * self.most_lent, lent)
+        held = lent + sum(map(len, self.free))
         while self.free and held > MOST_HELD * self.most_lent:
             held -= len(self.free.pop(0))
+        if found is None:
+            found = torch.empty(size, dtype=torch.uint8).numpy()
+        self.lent = lent  # now that there is such memory
         return found
 
     def let_go(self) -> None:
@@ -79,8 +83,6 @@ def take(shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
         return None
     with _lock:
         memory = _pool.take(size)
-    if memory is None:
-        memory = torch.empty(size, dtype=torch.uint8).numpy()
     lent = memory[:size]  # an array of its own, which lives as long as a tensor in it
     weakref.finalize(lent, _pool.back.append, memory)
     return torch.empty(0, dtype=dtype).set_(torch.from_numpy(lent).untyped_storage(), 0, tuple(shape))
