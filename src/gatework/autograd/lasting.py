@@ -4,8 +4,9 @@ The allocator gives what is free back to the system, and the next step maps, and
 of a large step, and half of one that has large weights and few rows. Here outputs, what is kept for the backward pass,
 and gradients lie in memory that comes back when nobody has a tensor in it any more, and serves the next step. More is
 held than was in use at once where a step needs pieces of one kind after it has let go of others: half as much again at
-most, of a height that is forgotten if it does not come again. A forward pass without gradients lets go of what is free. Work, such as packed weights, has one piece of memory
-for each call that runs at the same time, as large as the largest was.
+most, of a height that is forgotten if it does not come again. A forward pass without gradients lets go of what is free.
+Work, such as packed weights, has one piece of memory for each call that runs at the same time, as large as the largest
+was.
 """
 
 from __future__ import annotations
