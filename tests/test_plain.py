@@ -8,8 +8,8 @@ import torch
 from torch.nn.utils import parametrize
 
 import gatework
-from gatework.autograd import functions
-from gatework.backends.cpu.target import _host
+from gatework.autograd import dispatch, functions
+from gatework.backends.cpu.target import _host, target
 from gatework.nn import plain
 
 
@@ -237,11 +237,54 @@ def test_a_parametrization_that_comes_later_is_used(used):
         assert torch.equal(layer(x)[0], doubled(x)[0])
 
 
-def test_autocast_and_transforms_go_the_whole_way(used):
+@pytest.mark.skipif(not target().multiplies_bfloat16, reason="this CPU does not multiply bfloat16")
+@pytest.mark.parametrize("with_resets", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_autocast_goes_a_short_way_of_its_own_with_the_bits_of_the_whole_one(make, dtype, with_resets, short_ways,
+                                                                             whole_way):
+    layer, x = make(), torch.randn(8, 3, 5, dtype=dtype)
+    sizes = [layer.sizes[e.dims[0]] for e in layer.cell.states.values()]
+    hx = tuple(torch.randn(1, 3, n) for n in sizes)
+    resets = torch.rand(8, 3) < 0.3 if with_resets else None
+    if dtype == torch.float32:
+        without = results(layer, x, None, True, resets)
+    with torch.autocast("cpu", torch.bfloat16):
+        for given in (None, None, None, hx[0] if len(hx) == 1 else hx):
+            found = results(layer, x, given, True, resets)
+            expected = whole_way(results, layer, x, given, True, resets)
+            assert [(y.dtype, y.shape) for y in found] == [(y.dtype, y.shape) for y in expected]
+            assert all(map(torch.equal, found, expected))
+            assert torch.is_autocast_enabled("cpu")
+            assert found[0].dtype == torch.bfloat16
+        with torch.inference_mode():
+            assert torch.equal(layer(x, resets=resets)[0], whole_way(lambda: layer(x, resets=resets)[0]))
+    assert short_ways[-5:] == [False, True, True, True, False]
+    if dtype == torch.float32:
+        again = results(layer, x, None, True, resets)
+        assert all(map(torch.equal, without, again))
+        assert again[0].dtype == torch.float32
+
+
+@pytest.mark.skipif(not target().multiplies_bfloat16, reason="this CPU does not multiply bfloat16")
+def test_the_short_way_of_autocast_ends_with_it_and_turns_it_on_again_after_an_error(monkeypatch):
+    layer, x = gatework.nn.LSTM(5, 8), torch.randn(8, 3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            layer(x)
+        with torch.autocast("cpu", torch.float16):
+            assert layer(x)[0].dtype == torch.float16
+        with torch.autocast("cpu", enabled=False):
+            assert layer(x)[0].dtype == torch.float32
+        monkeypatch.setattr(dispatch, "run", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            layer(x)
+        assert torch.is_autocast_enabled("cpu")
+
+
+def test_transforms_go_the_whole_way(used):
     layer, x = used
     expected = layer(x)[0]
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x)[0].dtype == torch.bfloat16
     outputs = torch.vmap(lambda x: layer(x)[0])(torch.stack([x, x]))
     torch.testing.assert_close(outputs, expected.expand(2, *expected.shape))
     weights = {name: 0 * p for name, p in layer.named_parameters()}

@@ -57,8 +57,7 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
     options = reverse, backend, outputs or (cell.output,), sizes, checkpoint_every
     like, dtype = inputs[0], parameters[0].dtype
     if torch.is_autocast_enabled(like.device.type):
-        low = torch.get_autocast_dtype(like.device.type)
-        short = low == torch.bfloat16 and dtype == torch.float32 and _multiplies_bfloat16(like, backend)
+        low, short = torch.get_autocast_dtype(like.device.type), _rounds(like, dtype, backend)
         with torch.autocast(like.device.type, enabled=False):
             if backend == "gpu" and dtype == torch.float32:  # all is rounded but what is carried from step to step
                 rounded = [[t.to(low) for t in tensors] for tensors in (inputs, states, parameters)]
@@ -82,7 +81,7 @@ def scan_both(cell: Cell, forth: _Given, back: _Given, backend: str = "auto", *,
     """`scan` in both directions, each with its inputs, states and parameters of the same shapes: what it returns for
     each. Where one has too few rows for all threads they run side by side."""
     outputs = outputs or (cell.output,)
-    if sizes is None and _is_usual():
+    if sizes is None and not (torch.is_autocast_enabled("cpu") or _is_transformed()):
         for given in (forth, back):
             _check(cell, *given)
         plan = planned(cell, *forth, backend, checkpoint_every, outputs)
@@ -99,13 +98,23 @@ class Plan:
     kernel: Kernel
     shape: tuple[int, int]  # steps, rows
     machine: Target
+    short: bool             # under autocast, by products of bfloat16
 
     def __call__(self, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor]
                  ) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
         """What `scan` returns for tensors of these shapes; None where another way is due now."""
-        if not _is_usual() or target() is not self.machine:
+        if _is_transformed() or target() is not self.machine or torch.is_autocast_enabled("cpu") is not self.short:
             return None
-        return run(Call.of(self.kernel, Batch.dense(*self.shape), self.shape, False), (*inputs, *states, *parameters))
+        call = Call.of(self.kernel, Batch.dense(*self.shape), self.shape, False)
+        if not self.short:
+            return run(call, (*inputs, *states, *parameters))
+        if torch.get_autocast_dtype("cpu") is not torch.bfloat16:
+            return None
+        torch.set_autocast_enabled("cpu", False)  # as `scan` does with a context, which takes ten times as long
+        try:
+            return run(call, (*inputs, *states, *parameters))
+        finally:
+            torch.set_autocast_enabled("cpu", True)
 
     def both(self, forth: _Given, back: _Given) -> list[tuple[Sequence[Tensor], Sequence[Tensor]]]:
         """The same in both directions."""
@@ -116,22 +125,28 @@ class Plan:
 
 def planned(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor],
             backend: str, checkpoint_every: int | str | None, outputs: tuple[str, ...]) -> Plan | None:
-    """The plan for tensors like these, of one dtype; None where `scan` makes no use of the CPU's kernels as they are,
-    or keeps checkpoints."""
-    x = inputs[0]
-    if (backend not in ("auto", "cpu") or not x.is_cpu or x.dtype not in FUSED or not _is_usual()
+    """The plan for tensors like these, of one dtype or under autocast; None where `scan` makes no use of the CPU's
+    kernels as they are, or keeps checkpoints."""
+    x, low = inputs[0], torch.is_autocast_enabled("cpu")
+    if (backend not in ("auto", "cpu") or not x.is_cpu or _is_transformed()
             or any(f.kind == "Blocks" for f in cell.families.values())):
         return None
     steps, rows = x.shape[:2]
-    if checkpoints.distance(steps, rows, checkpoint_every) < steps:
+    serves = (steps * rows >= TILE_ROWS and _rounds(x, parameters[0].dtype, backend)) if low else x.dtype in FUSED
+    if not serves or checkpoints.distance(steps, rows, checkpoint_every) < steps:
         return None
-    return Plan(kernel_of(cell, outputs, inputs, states, parameters), (steps, rows), target())
+    return Plan(kernel_of(cell, outputs, inputs, states, parameters, short=low), (steps, rows), target(), low)
 
 
-def _is_usual() -> bool:
-    """Whether nobody asks for other dtypes, transforms or compiles what is called."""
-    return not (torch.is_autocast_enabled("cpu") or torch._C._are_functorch_transforms_active()
-                or torch.compiler.is_compiling())
+def _is_transformed() -> bool:
+    """Whether somebody transforms or compiles what is called."""
+    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+
+
+def _rounds(like: Tensor, dtype: torch.dtype, backend: str) -> bool:
+    """Whether autocast asks for products of bfloat16, with parameters of this dtype, and there are kernels for them."""
+    return (torch.get_autocast_dtype(like.device.type) == torch.bfloat16 and dtype == torch.float32
+            and _multiplies_bfloat16(like, backend))
 
 
 def _multiplies_bfloat16(like: Tensor, backend: str) -> bool:

@@ -1,8 +1,8 @@
 """Receives a layer and a plain input, hands on results by the shortest way: one such call has settled what others need.
 
-Plain is a call of one layer in one direction with a dense batch, given first states and resets or none, and recording
-or not. All checks and choices have been made when the first of its kind has gone the whole way. Later ones only make
-sure that nothing has changed: at small sizes the whole way takes longer than the arithmetic.
+Plain is a call of one layer in one direction with a dense batch, given first states and resets or none, recording or
+not, under autocast or not. All checks and choices have been made when the first of its kind has gone the whole way.
+Later ones only make sure that nothing has changed: at small sizes the whole way takes longer than the arithmetic.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Plain:
         settled = self._known.get(_kind(layer, x, resets, recorded)) if type(x) is Tensor else None
         if settled is None or resets is not None and not _fit(resets, x):
             return None
-        own, dtype = layer._parameters, x.dtype
+        own, dtype = layer._parameters, settled.first[0].dtype
         parameters = [own.get(name) for name in layer._names[0]]
         for p, shape in zip(parameters, settled.shapes):
             if p is None or p.dtype is not dtype or p.shape != shape or not p.is_cpu:
@@ -88,8 +88,8 @@ class Plain:
 
 
 def _kind(layer, x: Tensor, resets: Tensor | None, recorded: tuple[str, ...]) -> tuple:
-    return (x.shape, x.dtype, x.is_cpu, layer.backend, layer.checkpoint_every, layer.batch_first, resets is None,
-            recorded)
+    return (x.shape, x.dtype, x.is_cpu, torch.is_autocast_enabled("cpu"), layer.backend, layer.checkpoint_every,
+            layer.batch_first, resets is None, recorded)
 
 
 def _fit(resets: Tensor, x: Tensor) -> bool:
