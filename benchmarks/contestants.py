@@ -195,9 +195,9 @@ def onnx_runtime(cell: str, sizes: Sizes):
     return OnnxRuntime(layer_of(cell, sizes), data(sizes)[0].detach().numpy())
 
 
-def runtime(cell: str, sizes: Sizes, weights: str | None = None):
+def runtime(cell: str, sizes: Sizes, products: str | None = None):
     from runtimes import Runtime
-    return Runtime(layer_of(cell, sizes), data(sizes)[0].detach().numpy(), weights)
+    return Runtime(layer_of(cell, sizes), data(sizes)[0].detach().numpy(), products)
 
 
 def openvino(cell: str, sizes: Sizes, precision: str = "f32"):
@@ -236,7 +236,7 @@ CASES: dict[str, dict[str, Callable]] = {
     # float32 tells who is right where the others differ.
     "lstm-bfloat16": twins(train_bfloat16, "lstm") | {FLOAT32: partial(train, twin_of, "lstm")},
     "inference-bfloat16": twins(partial(infer, bfloat16=True), "lstm") | {
-        RUNTIME: partial(runtime, "lstm", weights="bfloat16"),
+        RUNTIME: partial(runtime, "lstm", products="bfloat16"),
         "OpenVINO": partial(openvino, "lstm", precision="bf16"), FLOAT32: partial(infer, twin_of, "lstm")},
     "two-layers": twins(train, "two-layers"),
     "bidirectional": twins(train, "bidirectional"),

@@ -15,10 +15,10 @@ import gatework
 class Runtime:
     """The saved layer, without torch."""
 
-    def __init__(self, layer: gatework.nn.Recurrent, x: np.ndarray, weights: str | None):
+    def __init__(self, layer: gatework.nn.Recurrent, x: np.ndarray, products: str | None):
         with tempfile.TemporaryDirectory() as folder:
             gatework.nn.save(layer, folder)
-            self.model = gatework.runtime.load(folder, threads=THREADS, weights=weights)
+            self.model = gatework.runtime.load(folder, threads=THREADS, products=products)
         self.x, self.state = x, self.model.initial_state(x.shape[1])
 
     def results(self) -> list[np.ndarray]:

@@ -18,6 +18,9 @@ import gatework.runtime
 from gatework import cells, nn
 from gatework.backends.cpu import step, task
 from gatework.backends.cpu.panels import shortened
+from gatework.backends.cpu.target import target
+
+needs_bfloat16 = pytest.mark.skipif(not target().multiplies_bfloat16, reason="this CPU does not multiply bfloat16")
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +66,14 @@ def until_asleep(helper: task.Helper) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("products", [None, pytest.param("bfloat16", marks=needs_bfloat16)])
 @pytest.mark.parametrize("rows", [1, 3, 19])
 @pytest.mark.parametrize("threads", [2, 3])
-def test_calls_on_several_threads_give_the_bits_of_one(threads, rows, saved, helped):
+def test_calls_on_several_threads_give_the_bits_of_one(threads, rows, products, saved, helped):
     x = np.random.default_rng(0).standard_normal((50, rows, 5)).astype(np.float32)
-    alone = gatework.runtime.load(saved[0])
+    alone = gatework.runtime.load(saved[0], products=products)
     expected, end = alone.run(x, alone.initial_state(rows))
-    model = gatework.runtime.load(saved[0], threads=threads)
+    model = gatework.runtime.load(saved[0], threads=threads, products=products)
     assert np.array_equal(until_helped(model, x, helped), expected)
     last = model.run(x, model.initial_state(rows))[1]
     assert all(np.array_equal(last[name], end[name]) for name in end)
@@ -96,6 +100,18 @@ def test_steps_of_every_cell_on_two_threads_and_with_rounded_weights_are_those_o
                 y, state = model.step(x[t], state, **now)
                 right, wanted = expected.step(x[t], wanted, **now)
                 assert np.array_equal(y, right)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("name", cells.__all__)
+def test_every_cell_with_products_of_bfloat16_has_the_same_bits_on_two_threads(name, tmp_path):
+    layer = layer_of(name, num_layers=2).eval()
+    nn.save(layer, tmp_path)
+    x, inputs = torch.randn(40, 3, 5).numpy(), {n: a.numpy() for n, a in further(layer, 40, 3, torch.float32).items()}
+    alone, pair = (gatework.runtime.load(tmp_path, threads=n, products="bfloat16") for n in (1, 2))
+    expected = alone.run(x, alone.initial_state(3), **inputs)[0]
+    for _ in range(20):
+        assert np.array_equal(pair.run(x, pair.initial_state(3), **inputs)[0], expected)
 
 
 @pytest.mark.parametrize("hidden", [1, 33, 64, 130])
@@ -238,7 +254,8 @@ def test_small_calls_stay_on_one_thread_and_so_do_cells_whose_units_are_summed_u
     (dict(threads=0), "threads must be a whole number from 1 to 256; 0 was given"),
     (dict(threads=True), "threads must be a whole number from 1 to 256; True was given"),
     (dict(threads=257), "threads must be a whole number from 1 to 256; 257 was given"),
-    (dict(weights="int8"), "weights must be None, as they were saved, or \"bfloat16\"; 'int8' was given"),
+    (dict(weights="int8"), "weights must be None, as the weights were saved, or \"bfloat16\"; 'int8' was given"),
+    (dict(products="int8"), "products must be None, as the weights were saved, or \"bfloat16\"; 'int8' was given"),
 ])
 def test_options_that_there_are_not_are_refused(options, said, saved):
     with pytest.raises(ValueError, match=said):

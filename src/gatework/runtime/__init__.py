@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..backends.cpu.target import target
 from .description import Description
 from .folder import FolderError
 from .model import Model
@@ -23,7 +24,8 @@ MOST_THREADS = 256  # more is a mistake; each is a thread that waits awake
 __all__ = ["FolderError", "Model", "State", "load"]
 
 
-def load(folder: str | os.PathLike, *, threads: int = 1, weights: str | None = None) -> Model:
+def load(folder: str | os.PathLike, *, threads: int = 1, weights: str | None = None,
+         products: str | None = None) -> Model:
     """Read a layer that `gatework.nn.save` wrote, as a model for single steps. Runs nothing that the folder brings.
 
     threads: how many may work on one call, if it is large enough (from about H 180 on for one stream of an LSTM, and
@@ -33,9 +35,13 @@ def load(folder: str | os.PathLike, *, threads: int = 1, weights: str | None = N
     weights: "bfloat16" rounds the matrices of a float32 layer to three digits, and so halves the memory that a step
         reads: from H 256 on, where few streams wait for weights more than for arithmetic, it takes up to half the
         time. States, vectors and sums stay float32. None takes the weights as they were saved.
+    products: "bfloat16" rounds what the matrices multiply as well, step by step, as autocast does: twice the arithmetic
+        in the same time, which pays with several streams and in `run`. It needs a processor that multiplies bfloat16
+        (AMX, AVX512-BF16). None multiplies float32, or float64.
 
     Raises FolderError, naming the file and what to do, for a folder that is not whole or holds together badly, and
-    ValueError for a bidirectional layer, weights other than float32 and float64, or a number of threads that is none.
+    ValueError for a bidirectional layer, weights other than float32 and float64, a number of threads that is none, or
+    products that the processor does not have.
 
     >>> import gatework, numpy, tempfile
     >>> folder = tempfile.mkdtemp()
@@ -49,8 +55,12 @@ def load(folder: str | os.PathLike, *, threads: int = 1, weights: str | None = N
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS:
         raise ValueError(f"threads must be a whole number from 1 to {MOST_THREADS}; {threads!r} was given")
     folder = Path(folder)
-    if weights not in (None, "bfloat16"):
-        raise ValueError(f'weights must be None, as they were saved, or "bfloat16"; {weights!r} was given')
+    for name, given in (("weights", weights), ("products", products)):
+        if given not in (None, "bfloat16"):
+            raise ValueError(f'{name} must be None, as the weights were saved, or "bfloat16"; {given!r} was given')
+    if products and not target().multiplies_bfloat16:
+        raise ValueError('products="bfloat16" needs a processor that multiplies bfloat16 (AMX, AVX512-BF16); this one '
+                         'does not. weights="bfloat16" rounds the weights alone, on every processor')
     description, digest = Description.read(folder)
     if description.bidirectional:
         raise ValueError(f"{folder} holds a bidirectional layer, which reads the sequence from both ends, so it cannot "
@@ -58,7 +68,8 @@ def load(folder: str | os.PathLike, *, threads: int = 1, weights: str | None = N
     if description.dtype not in ("float32", "float64"):
         raise ValueError(f"{folder} holds weights of {description.dtype}; the runtime computes in float32 or float64. "
                          "Convert the layer before it is saved: layer.float()")
-    if weights and description.dtype != "float32":
-        raise ValueError(f'weights="bfloat16" needs a layer of float32, {folder} holds one of {description.dtype}; '
-                         "leave out weights=, or convert the layer before it is saved: layer.float()")
-    return Model(description, description.tensors(folder, digest, "numpy"), threads, weights == "bfloat16")
+    rounded = "products" if products else "weights" if weights else ""
+    if rounded and description.dtype != "float32":
+        raise ValueError(f'{rounded}="bfloat16" needs a layer of float32, {folder} holds one of {description.dtype}; '
+                         f"leave out {rounded}=, or convert the layer before it is saved: layer.float()")
+    return Model(description, description.tensors(folder, digest, "numpy"), threads, rounded)

@@ -26,13 +26,13 @@ class Model:
     """
 
     def __init__(self, description: Description, tensors: Mapping[str, np.ndarray], threads: int = 1,
-                 short_weights: bool = False):
+                 rounded: str = ""):
         cell = self.cell = description.evaluation_cell
         self.num_layers, self.input_size = description.num_layers, description.sizes["I"]
         suffixes = description.suffixes()
         self._stack = Stack(cell, [description.layer_sizes(k) for k in range(self.num_layers)],
                             [[tensors[name + suffix] for name in description.parameters.values()]
-                             for suffix in suffixes], threads, short_weights)
+                             for suffix in suffixes], threads, rounded)
         self.dtype = self._stack.dtype
         main, *further = cell.inputs
         self.inputs = {name: self._stack.inputs[name] for name in further}

@@ -173,18 +173,20 @@ class Compiled:
         _, panels, infinite = weights
         words += *panels, _address(infinite)
         parts, together = self._parts(batch, end - begin, xp.threads())
-        # Each thread has sums of a tile, and operands of its rows in parts: a tile of few rows reads on behind them.
         own, at = [], batch.rows * self.loop.scratch_row
         for _, count in parts:
             own.append(at * self.size)
-            at += self.tile_values
-            if self.rounded_values:
-                at += (count + TILE_ROWS - 1) * self.rounded_values
+            at += self.own_values(count)
         scratch = xp.work(at)
         shared = xp.address(scratch)
         xp.run(self.run, words, [(*rows, shared + begins, shared) for rows, begins in zip(parts, own)], together)
         xp.give_back(scratch)
         return infinite is None or not infinite.value
+
+    def own_values(self, rows: int) -> int:
+        """Scratch that a thread has for itself: sums of a tile, and operands of its rows in parts, which a tile of few
+        rows reads on behind."""
+        return self.tile_values + (rows + TILE_ROWS - 1) * self.rounded_values
 
     def _is_wide(self, batch: Batch) -> bool:
         """Whether the panels are more than a core's second cache holds beside the rest."""

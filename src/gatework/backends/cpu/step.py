@@ -60,24 +60,25 @@ def dense(family: Family, stacked: np.ndarray) -> np.ndarray:
 
 @cache
 def _compiled(cell: Cell, sizes: tuple[tuple[str, int], ...], bytes_per_value: int, machine: Target,
-              short_weights: bool) -> tuple[Forward, Compiled]:
+              rounded: str) -> tuple[Forward, Compiled]:
     """The loop of a cell that hands out all its states, with its input products inside."""
     scan = split(cell, tuple(cell.states))
     plan = plan_forward(with_before(scan), dict(sizes), False, machine.lanes(bytes_per_value))
-    return plan, Compiled(plan.loop, machine, bytes_per_value, cell, short_weights=short_weights)
+    return plan, Compiled(plan.loop, machine, bytes_per_value, cell, parts=int(rounded == "products"),
+                          short_weights=rounded == "weights")
 
 
 class _Layer:
     """One layer as machine code, with its packed weights."""
 
-    def __init__(self, cell: Cell, sizes: Mapping[str, int], parameters: Sequence[np.ndarray], short_weights: bool):
+    def __init__(self, cell: Cell, sizes: Mapping[str, int], parameters: Sequence[np.ndarray], rounded: str):
         xp = _Aligned(parameters[0])
         self.cell, self.sizes = cell, sizes
         self.plan, self.compiled = _compiled(cell, tuple(sorted(sizes.items())), xp.dtype.itemsize, target(),
-                                             short_weights)
+                                             rounded)
         self.given = {f.name: dense(f, p) for f, p in zip(cell.families.values(), parameters, strict=True)}
         self.packed, self.panels, _ = self.compiled.pack(xp, self.given)
-        if short_weights:
+        if rounded == "weights":
             short = _Aligned(np.empty(0, np.uint16)).empty(len(self.packed))
             short[:] = self.compiled.shortened(self.packed)
             begin = self.packed.ctypes.data
@@ -90,7 +91,7 @@ class _Layer:
         for name in self.plan.loop.buffers:
             vector = self.given.get(name.removeprefix("param_"))
             words += places[name] if vector is None else (vector.ctypes.data, 0, 0)
-        words += self.panels
+        words += *self.panels, 0  # nobody asks what was infinite
         return (ctypes.c_int64 * len(words))(*words)
 
 
@@ -100,13 +101,14 @@ class Stack:
     sizes: for every layer the sizes of its cell; parameters: for every layer one stacked array per family, all of one
     dtype, float32 or float64. `inputs` maps every input to its size, `states` lists (layer, state, size): in this order
     they follow each other in memory, [rows, size] each. `threads`: how many may work on one call, with the same bits.
-    `short_weights`: round matrices (of float32) to bfloat16, for half the memory; all else is as precise as before.
+    `rounded` (of float32): "weights" rounds matrices to bfloat16, for half the memory, and all else is as precise as
+    before; "products" rounds what they multiply, too. That needs a `target()` that `multiplies_bfloat16`.
     """
 
     def __init__(self, cell: Cell, sizes: Sequence[Mapping[str, int]], parameters: Sequence[Sequence[np.ndarray]],
-                 threads: int = 1, short_weights: bool = False):
+                 threads: int = 1, rounded: str = ""):
         self.cell, self.dtype, self.threads = cell, parameters[0][0].dtype, threads
-        self.layers = [_Layer(cell, *layer, short_weights) for layer in zip(sizes, parameters, strict=True)]
+        self.layers = [_Layer(cell, *layer, rounded) for layer in zip(sizes, parameters, strict=True)]
         self.inputs = {n: sizes[0][e.dims[0]] if e.dims else 1 for n, e in cell.inputs.items()}
         self.states = [(k, s, n) for k, layer in enumerate(self.layers) for s, n in layer.widths.items()]
         self.width = sum(n for _, _, n in self.states)  # values of all states of one row
@@ -133,7 +135,7 @@ class Call:
         self._arguments = [layer.arguments(self._batch, places)
                            for layer, places in zip(stack.layers, self._places(stack, rows))]
         shared = max(layer.plan.loop.scratch_row * rows for layer in stack.layers)
-        tile = max(layer.compiled.tile_values for layer in stack.layers)
+        tile = max(layer.compiled.own_values(rows) for layer in stack.layers)
         tile += -tile % (LINE // stack.dtype.itemsize)
         self._at = {n: [(arguments, 5 + 3 * list(layer.plan.loop.buffers).index(f"in_{n}"))
                         for layer, arguments in list(zip(stack.layers, self._arguments))[:1 if number == 0 else None]]
