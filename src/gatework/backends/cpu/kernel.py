@@ -186,6 +186,8 @@ class Compiled:
     def own_values(self, rows: int) -> int:
         """Scratch that a thread has for itself: sums of a tile, and operands of its rows in parts, which a tile of few
         rows reads on behind."""
+        if not self.rounded_values:  # `rows` may be a number that is told later
+            return self.tile_values
         return self.tile_values + (rows + TILE_ROWS - 1) * self.rounded_values
 
     def _is_wide(self, batch: Batch) -> bool:
