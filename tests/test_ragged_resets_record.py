@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import gatework
 from gatework import cells
+from gatework.autograd.ragged import Ragged
 from gatework.compiler import Input, Matrix, State, mean, tanh
-from gatework.nn.ragged import Ragged
 
 # float64 against float64: sums of at most forty terms, some ten steps; the largest difference seen is 3e-14.
 CLOSE = dict(rtol=1e-10, atol=1e-11)

@@ -23,6 +23,8 @@ from . import blas, lasting
 class Torch:
     """What kernels ask of an array library; the twin of `backends.cpu.arrays.Numpy`."""
 
+    trains = True  # a step of training finds the memory of the one before; else nothing is held afterwards
+
     matmul = staticmethod(torch.matmul)
     threads = staticmethod(torch.get_num_threads)
     run = staticmethod(launch)
@@ -45,8 +47,11 @@ class Torch:
     give_back = staticmethod(lasting.give_back)
 
     def lasting(self, *shape: int, short: bool = False) -> Tensor:
-        memory = lasting.take(shape, self.dtype) if self.device.type == "cpu" else None
+        memory = self._take(shape, self.dtype)
         return self.empty(*shape) if memory is None else memory
+
+    def _take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+        return lasting.take(shape, dtype) if self.trains and self.device.type == "cpu" else None
 
     def zeros(self, *shape: int) -> Tensor:
         return self.like.new_zeros(shape)
@@ -67,7 +72,15 @@ class Torch:
         out.addmm_(a, b)
 
     def take(self, a: Tensor, rows: np.ndarray) -> Tensor:
-        return a.index_select(0, torch.from_numpy(rows).to(self.device))
+        index = torch.from_numpy(rows).to(self.device)
+        memory = self._take((len(rows), *a.shape[1:]), a.dtype)
+        return a.index_select(0, index) if memory is None else torch.index_select(a, 0, index, out=memory)
+
+    def spread(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
+        """Zeros, and where it says so the rows of `a`."""
+        memory = self._take((count, a.shape[1]), a.dtype)
+        made = a.new_zeros(count, a.shape[1]) if memory is None else memory.zero_()
+        return made.index_copy_(0, torch.from_numpy(rows).to(self.device), a)
 
     def sum_by(self, a: Tensor, rows: np.ndarray, count: int) -> Tensor:
         return self.zeros(count, a.shape[1]).index_add_(0, torch.from_numpy(rows).to(self.device), a)
@@ -151,7 +164,7 @@ class Short(Cpu):
         if not short:
             return super().lasting(*shape)
         rows, width = shape
-        memory = lasting.take((rows + TILE_ROWS - 1, width), torch.bfloat16)
+        memory = self._take((rows + TILE_ROWS - 1, width), torch.bfloat16)
         return self.empty(*shape, short=True) if memory is None else memory[:rows]
 
     def copy(self, a: Tensor) -> Tensor:
@@ -251,10 +264,13 @@ def _multiplied(a: Tensor, b: Tensor, out: Tensor) -> bool:
     return made
 
 
-def arrays_of(kernel: Kernel, like: Tensor) -> Torch:
+def arrays_of(kernel: Kernel, like: Tensor, train: bool = True) -> Torch:
     """What a kernel asks of torch, for tensors like this input."""
     if kernel.short:
-        return Short(like.device)
-    if not kernel.on_cpu:
-        return Torch(like)
-    return Parts(like) if like.dtype == torch.float32 and kernel.machine.tiles else Cpu(like)
+        made = Short(like.device)
+    elif not kernel.on_cpu:
+        made = Torch(like)
+    else:
+        made = Parts(like) if like.dtype == torch.float32 and kernel.machine.tiles else Cpu(like)
+    made.trains = train
+    return made

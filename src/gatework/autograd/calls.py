@@ -12,10 +12,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..backends import reference
 from ..backends.batch import Batch
 from ..backends.cpu import threads
 from ..backends.cpu.any_batch import AnyBatch, Known, NotRecorded, numbers
@@ -81,6 +83,9 @@ class Call:
     Programs of a dense batch are found here at once, by the little that tells calls of these sizes apart.
     """
 
+    keeps_outputs: ClassVar[bool] = True  # for the backward pass, or it does without
+    batch_first: ClassVar[bool] = False
+
     kernel: Kernel
     batch: Batch
     shape: tuple[int, ...]
@@ -104,10 +109,6 @@ class Call:
         """How many outputs it hands out."""
         return len(self.kernel.scan.outputs)
 
-    def apart(self, *lists: Sequence) -> list[tuple]:
-        """Each call with its parts of some lists: this one has all."""
-        return [(self, *lists)]
-
     def forward(self, tensors: Sequence[Tensor], train: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """`Kernel.forward` for inputs, first states and parameters in one list."""
         key = self._key(tensors, train)
@@ -126,20 +127,33 @@ class Call:
         kernel, handed = self.kernel, self.handed
 
         def walk(xp, batch, given):
-            parts = kernel.forward(xp, batch, *parts_of(kernel.cell, list(map(flat, given))), self.reverse, train)
-            return [t for part in parts for t in part]
+            return [t for part in self._walk_forward(xp, batch, list(map(flat, given)), train) for t in part]
 
-        def shapes(made):
-            return [(*self.shape, y.shape[1]) for y in made[:handed]] + [t.shape for t in made[handed:]]
+        def shapes(batch, made):
+            return [(*self._front(batch), y.shape[1]) for y in made[:handed]] + [t.shape for t in made[handed:]]
 
         repeat = self._repeated(key, tensors, _sequences(kernel.cell), "training" if train else "inference", walk,
                                 shapes, 0)
         if repeat is not None:
             return repeat(tensors)
-        made = walk(arrays_of(kernel, tensors[0]), self.batch, tensors)
+        made = walk(arrays_of(kernel, tensors[0], train), self.batch, tensors)
         for y in made[:handed]:
-            y.resize_(*self.shape, y.shape[1])  # a view would be one more function for autograd
+            y.resize_(*self._front(self.batch), y.shape[1])  # a view would be one more function for autograd
         return made
+
+    def _walk_forward(self, xp, batch: Batch, given: list, train: bool) -> tuple[list, list, list]:
+        """Outputs, last states, and what is kept, of sequences that are [N, size] or as the caller lays them out."""
+        return self.kernel.forward(xp, batch, *parts_of(self.kernel.cell, given), self.reverse, train)
+
+    def _walk_backward(self, xp, batch: Batch, upstream: list, last: list, tensors: list, handed: list, kept: list,
+                       needs: tuple[bool, ...]) -> list:
+        """Their gradients."""
+        return self.kernel.backward(xp, batch, upstream, last, *parts_of(self.kernel.cell, tensors), handed, kept,
+                                    self.reverse, needs)
+
+    def _front(self, batch: Batch) -> tuple[int, ...]:
+        """The shape of a sequence as the caller lays it out, without its features."""
+        return self.shape if batch.is_dense else (batch.total,)
 
     def backward(self, upstream: Sequence[Tensor | None], last: Sequence[Tensor | None], tensors: Sequence[Tensor],
                  handed: Sequence[Tensor], kept: Sequence[Tensor], needs: tuple[bool, ...]) -> list[Tensor | None]:
@@ -160,19 +174,34 @@ class Call:
             left = iter(map(flat, given))
             parts = [next(left) if here else None for here in there] + list(left)
             a, b, c, d = ends
-            return kernel.backward(xp, batch, parts[:a], parts[a:b], *parts_of(kernel.cell, parts[b:c]), parts[c:d],
-                                   parts[d:], self.reverse, needs)
+            return self._walk_backward(xp, batch, parts[:a], parts[a:b], parts[b:c], parts[c:d], parts[d:], needs)
 
-        def shapes(made):
-            return [t.shape if need else None for t, need in zip(tensors, needs)]
+        def shapes(batch, made):
+            front = None if batch.is_dense else self._front(batch)
+            return [None if not need else (*front, t.shape[-1]) if front and grows else t.shape
+                    for t, need, grows in zip(tensors, needs, own)]
 
-        sequences = [k < outputs for k, here in enumerate(there) if here] + _sequences(kernel.cell)
-        sequences += [True] * (handed + kept)
+        own = _sequences(kernel.cell)
+        sequences = [k < outputs for k, here in enumerate(there) if here] + own + [True] * (handed + kept)
         repeat = self._repeated(key, given, sequences, "backward", walk, shapes, kept)
         if repeat is not None:
             return repeat(given)
         return [None if d is None else d.view(t.shape)
                 for t, d in zip(tensors, walk(arrays_of(kernel, tensors[0]), self.batch, given))]
+
+    def differentiable(self, tensors: Sequence[Tensor], upstream: Sequence[Tensor | None],
+                       last: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+        """The gradients as functions that can be differentiated again: by the reference backend, from the start."""
+        like = tensors[-1]  # a parameter: inputs of another dtype are cast
+        given = parts_of(self.kernel.cell, [flat(t).to(like.dtype) for t in tensors])
+        handed, ends = reference.run(self.kernel.cell, *given, self.reverse, self.kernel.scan.outputs,
+                                     self.batch.sizes.tolist())
+        outside = [*(None if d is None else d.flatten(0, -2) for d in upstream), *last]
+        given = [(y, d) for y, d in zip((*handed, *ends), outside) if d is not None and y.requires_grad]
+        wanted = [t for t, need in zip(tensors, needs) if need]
+        made = iter(torch.autograd.grad([y for y, _ in given], wanted, [d for _, d in given], create_graph=True,
+                                        allow_unused=True))
+        return [next(made) if need else None for need in needs]
 
     def _key(self, given: Sequence[Tensor], what) -> tuple:
         # A forked child has no team, so it is not to find the programs of its parent.
@@ -192,7 +221,8 @@ class Call:
                 return None
             parts = 1 if team[1] else team[0]
             known = kernel.programs
-            key = (*key, loop, self.reverse, *team, batch.rows, batch.total.bit_length())
+            key = (*key, loop, self.reverse, *team, batch.rows, batch.total.bit_length(), batch.padding is None,
+                   self.batch_first)
         found = known.get(key, _NEW)
         if found is _NEW:
             if known is kernel.programs:
@@ -221,18 +251,20 @@ class Pair:
     Where a direction has too few rows for more than one thread both run at once.
     """
 
+    keeps_outputs = True
+
     def __init__(self, kernel: Kernel, batch: Batch, shape: tuple[int, ...]):
         self.kernel = kernel
         self._calls = [Call.of(kernel, batch, shape, reverse) for reverse in (False, True)]
         self.handed = 2 * self._calls[0].handed
 
-    def apart(self, *lists: Sequence) -> list[tuple]:
+    def _apart(self, *lists: Sequence) -> list[tuple]:
         """Each call with its half of some lists."""
         return [(call, *(items[k * len(items) // 2:(k + 1) * len(items) // 2] for items in lists))
                 for k, call in enumerate(self._calls)]
 
     def forward(self, tensors: Sequence[Tensor], train: bool) -> tuple[list[Tensor], ...]:
-        parts = self.apart(tensors)
+        parts = self._apart(tensors)
         made = _side_by_side([call._known.get(call._key(own, train)) for call, own in parts], [own for _, own in parts])
         if made is None:
             made = [call.forward(own, train) for call, own in parts]
@@ -241,7 +273,7 @@ class Pair:
         return tuple([*one, *other] for one, other in zip(*made))
 
     def backward(self, *lists: Sequence) -> list[Tensor | None]:
-        parts = self.apart(*lists)
+        parts = self._apart(*lists)
         found, given = [], []
         for call, *own in parts:
             what, tensors = _asked(*own)
@@ -251,6 +283,9 @@ class Pair:
         if made is None:
             made = [call.backward(*own) for call, *own in parts]
         return [*made[0], *made[1]]
+
+    def differentiable(self, *lists: Sequence) -> list[Tensor | None]:
+        return [d for call, *own in self._apart(*lists) for d in call.differentiable(*own)]
 
 
 def _side_by_side(found: Sequence, tensors: Sequence[Sequence[Tensor]]) -> list[list[Tensor | None]] | None:
@@ -303,8 +338,10 @@ def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], sequences: Se
     dense = batch.is_dense
     seen = batch if dense else AnyBatch(batch)
     short = [t.dtype == torch.bfloat16 for t in given]
-    inputs = [xp.given(t.shape if dense or not grows else (seen.total, t.shape[1]), s,
-                       s and number >= len(given) - were_kept)
+    # What is padded has three axes, and as many rows as its batch has steps for each row.
+    inputs = [xp.given(t.shape if dense or not grows else
+                       (seen.total if t.dim() == 2 else seen.steps * seen.rows, t.shape[-1]),
+                       s, s and number >= len(given) - were_kept)
               for number, (t, s, grows) in enumerate(zip(given, short, sequences, strict=True))]
     try:
         made = walk(xp, seen, inputs)
@@ -314,7 +351,7 @@ def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], sequences: Se
     if program.work_for(batch.total) > MOST_WORK:
         return None
     dtype = torch.float32 if kernel.short else given[0].dtype
-    results = [None if a is None else (tuple(shape) if dense else a.shape, torch.bfloat16 if a.short else dtype, a.tail)
-               for a, shape in zip(made, shapes(made))]
+    results = [None if a is None else (tuple(shape), torch.bfloat16 if a.short else dtype, a.tail)
+               for a, shape in zip(made, shapes(seen, made))]
     return _Recorded(program, batch if dense else None, results, loop != "inference",
                      kernel.leaves_threads_idle(batch, count, loop))

@@ -23,6 +23,8 @@ from ..compiler import Cell
 from . import checkpoints
 from .calls import Call, Pair
 from .functions import FUSED, eager, kernel_of, narrowed, run
+from .padded import Padded
+from .ragged import Ragged
 from .registered import registered_scan
 
 _Given = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]  # inputs, states, parameters
@@ -100,12 +102,22 @@ class Plan:
     machine: Target
     short: bool             # under autocast, by products of bfloat16
 
-    def __call__(self, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor]
+    def __call__(self, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor],
+                 ragged: Ragged | None = None, batch_first: bool = False
                  ) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
-        """What `scan` returns for tensors of these shapes; None where another way is due now."""
+        """What `scan` returns for tensors of these shapes; None where another way is due now.
+
+        With `ragged` the batch is padded, its rows are in any order, and so is what comes out; [B, T, size] each with
+        `batch_first`.
+        """
         if _is_transformed() or target() is not self.machine or torch.is_autocast_enabled("cpu") is not self.short:
             return None
-        call = Call.of(self.kernel, Batch.dense(*self.shape), self.shape, False)
+        if ragged is None:
+            call = Call.of(self.kernel, Batch.dense(*self.shape), self.shape, False)
+        else:
+            call = Padded(self.kernel, ragged, inputs[0].shape[:2], batch_first)
+            if call.batch.live < call.batch.rows or (self.short and call.batch.total < TILE_ROWS):
+                return None
         if not self.short:
             return run(call, (*inputs, *states, *parameters))
         if torch.get_autocast_dtype("cpu") is not torch.bfloat16:

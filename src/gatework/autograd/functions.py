@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..backends import cpu, reference
+from ..backends import cpu
 from ..backends.batch import Batch
 from ..backends.cpu.target import Target, target
 from ..backends.kernel import Kernel
@@ -17,6 +17,7 @@ from ..compiler import Cell
 from . import checkpoints, lasting
 from .arrays import arrays_of
 from .calls import Call, Pair, flat, parts_of
+from .padded import Padded
 
 FUSED = {torch.float32: 4, torch.float64: 8}
 
@@ -51,7 +52,7 @@ def eager(kernel: Kernel, inputs, states, parameters, reverse, counts, checkpoin
     return [y.view(*shape, y.shape[1]) for y in made[:handed]], made[handed:]
 
 
-def run(call: Call | Pair, tensors: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+def run(call: Call | Pair | Padded, tensors: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Outputs and last states, differentiable if somebody may ask for that."""
     if _differentiates(tensors):
         made = _Scan.apply(call, *tensors)
@@ -124,39 +125,26 @@ class _Scan(torch.autograd.Function):
     """A whole sequence, in one direction or both, with all that its derivative needs."""
 
     @staticmethod
-    def forward(ctx, call: Call | Pair, *tensors: Tensor):
+    def forward(ctx, call: Call | Pair | Padded, *tensors: Tensor):
         handed, last, kept = call.forward(tensors, True)
         ctx.call = call
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *handed, *kept)
+        ctx.save_for_backward(*tensors, *(handed if call.keeps_outputs else ()), *kept)
         return *handed, *last
 
     @staticmethod
     def backward(ctx, *gradients):
         call, needs, saved = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
         count, outputs = len(needs), call.handed
-        tensors, handed, kept = saved[:count], saved[count:count + outputs], saved[count + outputs:]
+        behind = count + outputs * call.keeps_outputs
+        tensors, handed, kept = saved[:count], saved[count:behind], saved[behind:]
         upstream, last = gradients[:outputs], gradients[outputs:]
         if torch.is_grad_enabled():
-            upstream = [None if d is None else d.flatten(0, -2) for d in upstream]
-            return None, *(d for c, own, up, end, need in call.apart(tensors, upstream, last, needs)
-                           for d in _differentiable(c.kernel, c.batch, c.reverse, own, [*up, *end], need))
+            return None, *call.differentiable(tensors, upstream, last, needs)
         if torch._C._autograd._get_current_graph_task_keep_graph():
             xp = arrays_of(call.kernel, tensors[0])
             kept = [xp.copy(k) for k in kept]  # another backward pass may follow, and this one writes over them
         return None, *call.backward(upstream, last, tensors, handed, kept, needs)
-
-
-def _differentiable(kernel: Kernel, batch: Batch, reverse, tensors, gradients, needs) -> list[Tensor | None]:
-    """The gradients as functions that can be differentiated again: by the reference backend, from the start."""
-    like = tensors[-1]  # a parameter: inputs of another dtype are cast
-    given = parts_of(kernel.cell, [flat(t).to(like.dtype) for t in tensors])
-    handed, last = reference.run(kernel.cell, *given, reverse, kernel.scan.outputs, batch.sizes.tolist())
-    given = [(y, d) for y, d in zip((*handed, *last), gradients) if d is not None and y.requires_grad]
-    wanted = [t for t, need in zip(tensors, needs) if need]
-    made = iter(torch.autograd.grad([y for y, _ in given], wanted, [d for _, d in given], create_graph=True,
-                                    allow_unused=True))
-    return [next(made) if need else None for need in needs]
 
 
 class _Checkpointed(torch.autograd.Function):
@@ -176,7 +164,8 @@ class _Checkpointed(torch.autograd.Function):
         needs, outputs = ctx.needs_input_grad[4:], len(kernel.scan.outputs)
         tensors, starts = ctx.saved_tensors[:len(needs)], ctx.saved_tensors[len(needs):]
         if torch.is_grad_enabled():
-            return *[None] * 4, *_differentiable(kernel, batch, reverse, tensors, gradients, needs)
+            call = Call.of(kernel, batch, (batch.total,), reverse)
+            return *[None] * 4, *call.differentiable(tensors, gradients[:outputs], gradients[outputs:], needs)
         return *[None] * 4, *checkpoints.backward(
             kernel, batch, every, gradients[:outputs], gradients[outputs:], *parts_of(kernel.cell, tensors), starts,
             reverse, needs)

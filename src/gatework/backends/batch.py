@@ -7,7 +7,9 @@ the most steps first, so that row b of step t lies at offset[t] + b. Where all r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,16 @@ def share(rows: int, threads: int) -> list[tuple[int, int]]:
     threads = max(1, min(rows, threads))
     bounds = [rows * k // threads for k in range(threads + 1)]
     return [(a, b - a) for a, b in zip(bounds, bounds[1:])]
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Where stored places lie in a padded batch, [N], and rows in the caller's order: which one comes first, second,
+    ..., [B], and where each has gone, [B]. Arrays, or what stands for them while a walk is recorded."""
+
+    places: Any
+    order: Any
+    back: Any
 
 
 class Batch:
@@ -39,6 +51,7 @@ class Batch:
         self._address = self._words.ctypes.data + 8  # of the offsets
         self.live = int(self.sizes[0]) if self.steps else 0  # rows that have a step at all
         self.is_dense = self.total == self.steps * rows
+        self.padding: Padding | None = None  # of the batch that this one is taken from
         self._previous: dict[bool, np.ndarray] = {}
         self._parts: dict[int, list[tuple[int, int]]] = {}
 

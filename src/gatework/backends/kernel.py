@@ -161,8 +161,7 @@ class Kernel(ABC):
         passing = frozenset(buffer for buffer, _, _ in before if buffer not in kept)
         for name, b in compiled.loop.buffers.items():
             if name not in arrays:
-                make = xp.lasting if train else xp.empty
-                arrays[name] = make(most if name in passing else batch.total, b.width, short=b.short)
+                arrays[name] = xp.lasting(most if name in passing else batch.total, b.width, short=b.short)
         weights, could = compiled.pack(xp, given), True
         for begin, end in reversed(chunks) if reverse else chunks:
             at = slice(batch.place(begin), batch.place(end))

@@ -1,18 +1,21 @@
 """Receives a layer and a plain input, hands on results by the shortest way: one such call has settled what others need.
 
-Plain is a call of one layer in one direction with a dense batch, given first states and resets or none, recording or
-not, under autocast or not. All checks and choices have been made when the first of its kind has gone the whole way.
+Plain is a call of one layer in one direction, given first states or none, with lengths or resets or neither, recording
+or not, under autocast or not. All checks and choices have been made when the first of its kind has gone the whole way.
 Later ones only make sure that nothing has changed: at small sizes the whole way takes longer than the arithmetic.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..autograd import Plan, planned
+from ..autograd.ragged import Ragged
+from .arguments import check_lengths
 from .resets import after_steps, begin_anew
 
 MOST_KINDS = 64  # then they begin anew
@@ -32,10 +35,10 @@ class Plain:
     def __init__(self) -> None:
         self._known: dict[tuple, _Settled] = {}
 
-    def __call__(self, layer, x: Tensor, hx, resets: Tensor | None, recorded: tuple[str, ...]
+    def __call__(self, layer, x: Tensor, hx, lengths, resets: Tensor | None, recorded: tuple[str, ...]
                  ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]] | None:
         """Output, last states and recorded values of a layer; None where nothing like this call has been settled."""
-        settled = self._known.get(_kind(layer, x, resets, recorded)) if type(x) is Tensor else None
+        settled = self._known.get(_kind(layer, x, lengths, resets, recorded)) if type(x) is Tensor else None
         if settled is None or resets is not None and not _fit(resets, x):
             return None
         own, dtype = layer._parameters, settled.first[0].dtype
@@ -46,6 +49,13 @@ class Plain:
         first = settled.first if hx is None else _states(hx, settled.first)
         if first is None:
             return None
+        if lengths is not None:
+            rows, steps = settled.first[0].shape[0], x.shape[1 if layer.batch_first else 0]
+            lengths = check_lengths(lengths, rows, steps)
+            if not (lengths.numpy() == steps).all():
+                ragged = Ragged.of_lengths(lengths, steps, layer.batch_first, x.device)
+                made = settled.plan([x], first, parameters, ragged, layer.batch_first)
+                return None if made is None else self._results(settled, *made, recorded)
         inputs = [x.transpose(0, 1) if layer.batch_first else x]
         if resets is not None:
             resets = resets.transpose(0, 1) if layer.batch_first else resets
@@ -58,16 +68,23 @@ class Plain:
         handed, last = made
         if layer.batch_first:
             handed = [y.transpose(0, 1) for y in handed]
+            if lengths is not None:  # a padded output has one form, whatever the lengths are
+                handed = [y.contiguous() for y in handed]
+        return self._results(settled, handed, last, recorded)
+
+    @staticmethod
+    def _results(settled: _Settled, handed: Sequence[Tensor], last: Sequence[Tensor], recorded: tuple[str, ...]
+                 ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
         records = {}
         if recorded:
             named = dict(zip(settled.outputs, handed))
             records = {f"{name}_l0": named[name] for name in recorded}
         return handed[0], [s.unsqueeze(0) for s in last], records
 
-    def settle(self, layer, x: Tensor, resets: Tensor | None, recorded: tuple[str, ...]) -> None:
+    def settle(self, layer, x: Tensor, lengths, resets: Tensor | None, recorded: tuple[str, ...]) -> None:
         """Remember how the layer has made its results of x, if that was plain."""
         if (type(x) is not Tensor or x.dim() != 3 or layer.num_layers > 1 or layer.bidirectional or layer.initial_state
-                or layer._random is not None):
+                or layer._random is not None or (lengths is not None and resets is not None)):
             return
         parameters = [layer._parameters.get(name) for name in layer._names[0]]
         if None in parameters:  # parametrized
@@ -84,12 +101,12 @@ class Plain:
             if len(self._known) >= MOST_KINDS:
                 self._known.clear()
             settled = _Settled(plan, outputs, first, [p.shape for p in parameters])
-            self._known[_kind(layer, x, resets, recorded)] = settled
+            self._known[_kind(layer, x, lengths, resets, recorded)] = settled
 
 
-def _kind(layer, x: Tensor, resets: Tensor | None, recorded: tuple[str, ...]) -> tuple:
+def _kind(layer, x: Tensor, lengths, resets: Tensor | None, recorded: tuple[str, ...]) -> tuple:
     return (x.shape, x.dtype, x.is_cpu, torch.is_autocast_enabled("cpu"), layer.backend, layer.checkpoint_every,
-            layer.batch_first, resets is None, recorded)
+            layer.batch_first, lengths is None, resets is None, recorded)
 
 
 def _fit(resets: Tensor, x: Tensor) -> bool:

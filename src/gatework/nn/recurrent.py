@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from ..autograd import register, scan, scan_both
+from ..autograd.ragged import Ragged
 from ..compiler import Cell, trace
 from ..compiler.transform import with_resets
 from .arguments import (
@@ -25,7 +26,6 @@ from .arguments import (
 from .initialise import Initialisation
 from .options import check_options, lengths_of_sizes
 from .plain import Plain
-from .ragged import Ragged
 from .regularise import Regularisation
 from .resets import after_steps, begin_anew
 
@@ -222,8 +222,8 @@ class Recurrent(torch.nn.Module):
     def forward(self, input: Tensor | PackedSequence, hx=None, *, lengths: Sequence[int] | Tensor | None = None,
                 resets: Tensor | None = None, record: bool | str | Sequence[str] | None = None, **inputs: Tensor):
         recorded = recorded_names(self.cell, record)
-        plain = lengths is None and not inputs and not torch.compiler.is_compiling()
-        made = self._plain(self, input, hx, resets, recorded) if plain else None
+        plain = not inputs and not torch.compiler.is_compiling()
+        made = self._plain(self, input, hx, lengths, resets, recorded) if plain else None
         if made is not None:
             return self._results(*made, record)
         if isinstance(input, PackedSequence):
@@ -251,7 +251,7 @@ class Recurrent(torch.nn.Module):
             call.resets = self._after_steps(resets, lengths, call)
         output, last, records = self._layers(self._lay_out(input, call), states, call)
         if plain:
-            self._plain.settle(self, input, resets, recorded)
+            self._plain.settle(self, input, lengths, resets, recorded)
 
         def pad(y: Tensor) -> Tensor:
             if call.ragged is not None:

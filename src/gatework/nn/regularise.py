@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..autograd.ragged import Ragged
 from ..compiler import Cell
 from ..compiler.expr import order
 from ..compiler.roles import multiplied_states, recurrent_matrices
@@ -21,7 +22,6 @@ from ..compiler.transform import (
     with_variational_dropout,
     with_zoneout,
 )
-from .ragged import Ragged
 
 CANDIDATES = ("g", "n")
 

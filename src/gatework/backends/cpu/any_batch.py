@@ -6,10 +6,9 @@ address or a number of the batch, or a multiple of one, and those a program is t
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from ..batch import Batch
+from ..batch import Batch, Padding
 
 
 class NotRecorded(Exception):
@@ -71,6 +70,8 @@ class AnyBatch:
         self._now = now
         self.rows = self.live = now.rows
         self.total, self.steps = Known(now.total, "total"), Known(now.steps, "steps")
+        self.padding = now.padding and Padding(Index(Known(0, "places"), self.total), *(
+            Index(Known(0, name), now.rows) for name in ("order", "back")))
 
     def turns(self, from_end: bool, begin: int, end: int) -> tuple[int, ...]:
         if (begin, end) != (0, self.steps):
@@ -101,7 +102,10 @@ class AnyBatch:
         return Index(Known(0, "previous"), self.total)
 
 
-def numbers(batch: Batch, names: Collection[str], parts: int, reverse: bool) -> dict[str, int]:
+_OF_PADDING = frozenset(f.name for f in fields(Padding))
+
+
+def numbers(batch: Batch, names: frozenset[str], parts: int, reverse: bool) -> dict[str, int]:
     """What a program asks of a batch that is cut into so many parts, for a layer in this direction."""
     offsets, sizes = batch.addresses
     found = dict(total=batch.total, steps=batch.steps, last=batch.steps - 1, offsets=offsets, sizes=sizes)
@@ -109,6 +113,8 @@ def numbers(batch: Batch, names: Collection[str], parts: int, reverse: bool) -> 
         found["ends"] = batch.end(False).ctypes.data
     if "previous" in names:
         found["previous"] = batch.previous(reverse).ctypes.data
+    for name in names & _OF_PADDING:
+        found[name] = getattr(batch.padding, name).ctypes.data
     if parts > 1:
         for k, (first, count) in enumerate(batch.parts(parts)):
             found |= {f"first {k}": first, f"count {k}": count}

@@ -99,6 +99,12 @@ class Recorder:
         self.step_by_number(replay.GATHER, made, a, rows)
         return made
 
+    def spread(self, a: Array, rows: Index, count: int) -> Array:
+        made = self.given((count, *a.shape[1:]), a.short, tail=a.short)
+        made[...] = 0
+        made[rows] = a
+        return made
+
     def sum_by(self, a: Array, rows: None, count: int) -> Array:
         raise NotRecorded("a sum over the steps of every row")
 

@@ -63,15 +63,17 @@ def _layout(lengths: Tensor, steps: int, batch_first: bool, padding: bool = True
         raise ValueError(f"lengths must be {rows} whole numbers, one for each row of the batch, from 0 to the {steps} "
                          f"steps; they go from {of_row.min()} to {of_row.max()}")
     order = np.argsort(-of_row, kind="stable")
+    longest = of_row[order]
     back = np.empty_like(order)
     back[order] = np.arange(rows)
-    step = np.arange(steps)[:, None]
-    valid = step < of_row[order]
-    places = order * steps + step if batch_first else order + step * rows
+    step = np.arange(steps)
+    sizes = np.searchsorted(-longest, -step, side="left")  # the rows that are longer
+    valid = step[:, None] < longest
+    places = order * steps + step[:, None] if batch_first else order + step[:, None] * rows
     used = places[valid]
     if padding:
         used = np.concatenate([used, places[~valid]])
-    return [torch.from_numpy(a) for a in (np.count_nonzero(valid, axis=1), order, back, used)]
+    return [torch.from_numpy(a) for a in (sizes, order, back, used)]
 
 
 _library = torch.library.Library("gatework", "FRAGMENT")
