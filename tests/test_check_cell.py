@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from gatework import autograd, cells
-from gatework.autograd import functions
+from gatework.autograd import functions, ragged
 from gatework.backends import reference
 from gatework.backends.cpu import jit, kernel, maths
 from gatework.compiler import Bias, CellError, Input, Matrix, State, data, ops, relu, sigmoid, sqrt, tanh, trace
 from gatework.compiler.expr import mul
 from gatework.compiler.ops import exp, log
-from gatework.nn import Recurrent, ragged
+from gatework.nn import Recurrent
 from gatework.testing import Check, DrawError, Report, check_cell, checks
 from gatework.testing.drawn import Drawn
 from gatework.testing.slopes import slopes
