@@ -116,7 +116,7 @@ class Plan:
             call = Call.of(self.kernel, Batch.dense(*self.shape), self.shape, False)
         else:
             call = Padded(self.kernel, ragged, inputs[0].shape[:2], batch_first)
-            if call.batch.live < call.batch.rows or (self.short and call.batch.total < TILE_ROWS):
+            if self.short and call.batch.total < TILE_ROWS:
                 return None
         if not self.short:
             return run(call, (*inputs, *states, *parameters))

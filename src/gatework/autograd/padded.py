@@ -17,7 +17,7 @@ from .ragged import Ragged
 
 
 class Padded(Call):
-    """A call whose inputs and outputs are padded, with rows in the caller's order. Every row has a step."""
+    """A call whose inputs and outputs are padded, with rows in the caller's order."""
 
     keeps_outputs = False  # but the stored ones, so that the caller may write into those that are padded
 
