@@ -11,10 +11,10 @@ from gatework.backends.cpu.target import target
 needs_bfloat16 = pytest.mark.skipif(not target().multiplies_bfloat16, reason="this CPU does not multiply bfloat16")
 
 
-def repeat(write, arrays: list[np.ndarray]) -> np.ndarray:
+def repeat(write, arrays: list[np.ndarray], wide: tuple[int, ...] = ()) -> np.ndarray:
     """What a program makes of arrays; `write` is given a recorder and their twins, and returns that of the result."""
     dtype = arrays[0].dtype
-    xp = Recorder(dtype.itemsize, 1, blas.gemm({4: torch.float32, 8: torch.float64}[dtype.itemsize]))
+    xp = Recorder(dtype.itemsize, 1, blas.gemm({4: torch.float32, 8: torch.float64}[dtype.itemsize]), wide)
     given = [xp.given(a.shape) for a in arrays]
     made = write(xp, *given)
     program = xp.finish(given, [made])
@@ -101,10 +101,14 @@ def test_what_programs_do_not_have_is_refused(write):
         repeat(write, [drawn(6, 6)])
 
 
-def test_large_products_are_left_to_torch():
+def test_large_products_of_blas_are_left_to_torch_and_those_of_our_own_are_repeated():
     side = round(MOST_MULTIPLICATIONS ** (1 / 3)) + 1
+    a = drawn(side, side)
     with pytest.raises(NotRecorded, match="large"):
-        repeat(lambda xp, a: xp.matmul(a, a), [drawn(side, side)])
+        repeat(lambda xp, a: xp.matmul(a, a), [a])
+    found = repeat(lambda xp, a: xp.matmul(a, a), [a], wide=(4,))
+    # float32 sums of 407 products of values around 1, beside those of float64
+    np.testing.assert_allclose(found, a.astype(float) @ a.astype(float), rtol=0, atol=1e-4)
 
 
 @needs_bfloat16

@@ -20,7 +20,7 @@ from .recorded import Address, Array, Memory, Word, letter, side_by_side
 from .shape import TILE_ROWS
 from .target import target
 
-# From so many multiplications on, a product does not notice how it was called.
+# From so many multiplications on, a product of BLAS is torch's, which may share it out and pack it otherwise.
 MOST_MULTIPLICATIONS = 1 << 26
 
 
@@ -176,8 +176,6 @@ class Recorder:
                   more: float) -> None:
         """out = more * out + left @ right. BLAS counts columns first, and so makes out.T = right.T @ left.T."""
         (rows, depth), columns = shape, right.shape[1]
-        if math.prod(map(most, (rows, depth, columns))) >= MOST_MULTIPLICATIONS:
-            raise NotRecorded("a large product")
         if rows * columns == 0:
             return
         if depth == 0:
@@ -191,6 +189,8 @@ class Recorder:
                 self, target(), right.size, (rows, depth, columns), *sides,
                 vector_gemm.Side(self.address(out), *out.strides), bool(more))):
             return
+        if math.prod(map(most, (rows, depth, columns))) >= MOST_MULTIPLICATIONS:
+            raise NotRecorded("a large product of BLAS")
         a, a_step = letter(right.shape, right.strides)
         b, b_step = letter(shape, strides)
         self._step(replay.MULTIPLY, self._gemm_of(right), a, b, columns, rows, depth, self._number(1.0),
