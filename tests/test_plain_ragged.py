@@ -93,6 +93,25 @@ def test_sequences_of_other_lengths_share_programs(make, whole_way, monkeypatch)
     assert len(walks) == 2  # one with values, one that was written down; all batches have 32 to 63 places
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_batches_of_any_length_are_of_one_kind(batch_first, short_ways, whole_way):  # noqa: F811
+    layer = gatework.nn.GRU(5, 8, batch_first=batch_first)
+    for steps, *lengths in ((6, 3, 6, 1), (9, 9, 2, 7), (4, 4, 4, 4), (2, 1, 1, 2), (7, 6, 6, 6), (3, 1, 1, 1)):
+        x = rows_and_steps(layer, 3, steps)
+        found, expected = results(layer, x, lengths), whole_way(results, layer, x, lengths)
+        assert all(map(torch.equal, found, expected))
+    assert short_ways == [False, True, True, True, True, True]
+
+
+def test_a_longer_batch_keeps_checkpoints_where_that_is_asked_for(short_ways, whole_way):  # noqa: F811
+    layer = gatework.nn.GRU(5, 8, checkpoint_every=4)
+    for steps in (3, 3, 9, 9):
+        x = torch.randn(steps, 2, 5)
+        found, expected = results(layer, x, [steps, 1]), whole_way(results, layer, x, [steps, 1])
+        assert all(map(torch.equal, found, expected))
+    assert short_ways == [False, True, False, False]
+
+
 def test_padding_is_neither_read_nor_has_it_a_gradient(short_ways):  # noqa: F811
     layer, lengths = gatework.nn.LSTM(5, 8), torch.tensor([2, 6, 4])
     padding = torch.arange(6)[:, None] >= lengths

@@ -98,9 +98,8 @@ class Plan:
     """The way that `scan` takes for dense tensors of some shapes and one dtype, with all its choices made."""
 
     kernel: Kernel
-    shape: tuple[int, int]  # steps, rows
     machine: Target
-    short: bool             # under autocast, by products of bfloat16
+    short: bool  # under autocast, by products of bfloat16
 
     def __call__(self, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor],
                  ragged: Ragged | None = None, batch_first: bool = False
@@ -108,14 +107,15 @@ class Plan:
         """What `scan` returns for tensors of these shapes; None where another way is due now.
 
         With `ragged` the batch is padded, its rows are in any order, and so is what comes out; [B, T, size] each with
-        `batch_first`.
+        `batch_first`. Then T is any number.
         """
         if _is_transformed() or target() is not self.machine or torch.is_autocast_enabled("cpu") is not self.short:
             return None
+        shape = tuple(inputs[0].shape[:2])
         if ragged is None:
-            call = Call.of(self.kernel, Batch.dense(*self.shape), self.shape, False)
+            call = Call.of(self.kernel, Batch.dense(*shape), shape, False)
         else:
-            call = Padded(self.kernel, ragged, inputs[0].shape[:2], batch_first)
+            call = Padded(self.kernel, ragged, shape, batch_first)
             if self.short and call.batch.total < TILE_ROWS:
                 return None
         if not self.short:
@@ -130,7 +130,8 @@ class Plan:
 
     def both(self, forth: _Given, back: _Given) -> list[tuple[Sequence[Tensor], Sequence[Tensor]]]:
         """The same in both directions."""
-        pair = Pair(self.kernel, Batch.dense(*self.shape), self.shape)
+        shape = tuple(forth[0][0].shape[:2])
+        pair = Pair(self.kernel, Batch.dense(*shape), shape)
         handed, last = run(pair, tuple(t for given in (forth, back) for tensors in given for t in tensors))
         return list(zip(*([made[:len(made) // 2], made[len(made) // 2:]] for made in (handed, last))))
 
@@ -147,7 +148,7 @@ def planned(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], para
     serves = (steps * rows >= TILE_ROWS and _rounds(x, parameters[0].dtype, backend)) if low else x.dtype in FUSED
     if not serves or checkpoints.distance(steps, rows, checkpoint_every) < steps:
         return None
-    return Plan(kernel_of(cell, outputs, inputs, states, parameters, short=low), (steps, rows), target(), low)
+    return Plan(kernel_of(cell, outputs, inputs, states, parameters, short=low), target(), low)
 
 
 def _is_transformed() -> bool:
