@@ -8,6 +8,7 @@ from test_plain import LAYERS, as_list, short_ways, whole_way  # noqa: F401  (fi
 
 import gatework
 from gatework.autograd import padded
+from gatework.backends.cpu import kernel
 from gatework.backends.cpu.target import target
 
 needs_bfloat16 = pytest.mark.skipif(not target().multiplies_bfloat16, reason="this CPU does not multiply bfloat16")
@@ -24,6 +25,14 @@ def results(layer, x, lengths, hx=None, record=None):
 
 def rows_and_steps(layer, rows: int, steps: int, dtype=torch.float32) -> torch.Tensor:
     return torch.randn(*((rows, steps) if layer.batch_first else (steps, rows)), 5, dtype=dtype)
+
+
+@pytest.fixture
+def with_threads():
+    """Choose the number of threads for the rest of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 # Of one row, whose batch has no padding but behind it; in any order; once again with other lengths; of equal lengths;
@@ -81,8 +90,13 @@ def test_lengths_under_autocast_go_the_short_way_with_the_bits_of_the_whole_one(
     assert short_ways == [False, True, True, False]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-def test_sequences_of_other_lengths_share_programs(make, whole_way, monkeypatch):  # noqa: F811
+def test_sequences_of_other_lengths_share_programs(make, threads, with_threads, whole_way, monkeypatch):  # noqa: F811
+    with_threads(threads)
+    if threads > 1:  # each for rows of its own, however little there is to do
+        monkeypatch.setattr(kernel, "WORTH_A_THREAD", 1)
+        monkeypatch.setattr(kernel, "WORTH_A_MEETING", 1 << 40)
     layer, walks = make(), []
     walk = padded.Padded._walk_forward
     monkeypatch.setattr(padded.Padded, "_walk_forward", lambda self, *given: walks.append(1) or walk(self, *given))
@@ -110,6 +124,18 @@ def test_a_longer_batch_keeps_checkpoints_where_that_is_asked_for(short_ways, wh
         found, expected = results(layer, x, [steps, 1]), whole_way(results, layer, x, [steps, 1])
         assert all(map(torch.equal, found, expected))
     assert short_ways == [False, True, False, False]
+
+
+@pytest.mark.parametrize("lengths", [[5], [9, 1], [9, 1, 1, 1]], ids=str)
+def test_one_row_with_most_of_the_steps_and_two_threads(lengths, with_threads, whole_way, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(kernel, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(kernel, "WORTH_A_MEETING", 1 << 40)
+    layer = gatework.nn.LSTM(5, 8)
+    for threads in (2, 3):
+        with_threads(threads)
+        for _ in range(4):
+            x = rows_and_steps(layer, len(lengths), 9)
+            assert all(map(torch.equal, results(layer, x, lengths), whole_way(results, layer, x, lengths)))
 
 
 def test_padding_is_neither_read_nor_has_it_a_gradient(short_ways):  # noqa: F811

@@ -106,8 +106,8 @@ class Batch:
         return self._parts[count]
 
     def _cut(self, count: int) -> list[tuple[int, int]]:
-        done = np.cumsum(self.lengths)
-        bounds = [0, *(int(np.searchsorted(done, self.total * k / count)) for k in range(1, count)), self.rows]
+        done = np.concatenate([[0], np.cumsum(self.lengths)])  # by so many rows
+        bounds = [0, *(int(np.abs(done - self.total * k / count).argmin()) for k in range(1, count)), self.rows]
         return [(a, b - a) for a, b in zip(bounds, bounds[1:]) if b > a]
 
     def chunks(self, most_rows: int) -> list[tuple[int, int]]:

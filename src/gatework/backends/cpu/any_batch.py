@@ -84,8 +84,10 @@ class AnyBatch:
         return self.total if step else 0
 
     def parts(self, count: int) -> list[tuple[int, int]]:
-        return [(Known(first, f"first {k}"), Known(rows, f"count {k}"))
-                for k, (first, rows) in enumerate(self._now.parts(count))]
+        parts = self._now.parts(count)
+        if len(parts) == 1:  # nothing is told of a single one
+            return [(0, self.rows)]
+        return [(Known(first, f"first {k}"), Known(rows, f"count {k}")) for k, (first, rows) in enumerate(parts)]
 
     def chunks(self, most_rows: int) -> list[tuple[int, int]]:
         if self.total > most_rows:
