@@ -81,13 +81,14 @@ def test_given_states_and_recorded_values_go_the_short_way_with_lengths(
 def test_lengths_under_autocast_go_the_short_way_with_the_bits_of_the_whole_one(make, short_ways,  # noqa: F811
                                                                                 whole_way):  # noqa: F811
     layer = make()
-    for lengths in ([9, 5, 7], [3, 9, 8], [8, 8, 9], [1, 1, 2]):  # the last of fewer places than products need
-        x = rows_and_steps(layer, 3, 9)
+    for steps, *lengths in ((9, 9, 5, 7), (9, 3, 9, 8), (8, 8, 8, 7), (6, 6, 6, 6),
+                            (9, 1, 1, 2), (2, 2, 2, 2)):  # the last two of fewer places than products need
+        x = rows_and_steps(layer, 3, steps)
         with torch.autocast("cpu", torch.bfloat16):
             found, expected = results(layer, x, lengths), whole_way(results, layer, x, lengths)
         assert [(y.dtype, y.shape) for y in found] == [(y.dtype, y.shape) for y in expected]
         assert all(map(torch.equal, found, expected))
-    assert short_ways == [False, True, True, False]
+    assert short_ways == [False, True, True, True, False, False]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -191,6 +192,17 @@ def test_rows_without_steps_and_rows_with_all_of_them_come_out_as_ever(lengths, 
     for first in ([3, 4, 2], lengths, lengths):
         x = torch.randn(4, 3, 5)
         assert all(map(torch.equal, results(layer, x, first), whole_way(results, layer, x, first)))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_an_empty_batch_is_refused_as_ever(batch_first, short_ways):  # noqa: F811
+    layer = gatework.nn.GRU(5, 8, batch_first=batch_first)
+    for _ in range(2):
+        layer(rows_and_steps(layer, 3, 4), lengths=[4, 1, 2])
+    for rows, steps in ((3, 0), (0, 4)):
+        with pytest.raises(ValueError, match=f"input has {steps} time steps and {rows} rows; both must be at least 1"):
+            layer(rows_and_steps(layer, rows, steps), lengths=[0] * rows)
+    assert short_ways == [False, True, False, False]
 
 
 @pytest.mark.parametrize(("lengths", "error"), [

@@ -42,6 +42,14 @@ def tuple_of(states):
     return (states,) if isinstance(states, torch.Tensor) else states
 
 
+def saved_cell(name: str, folder, steps: int) -> tuple:
+    """Two layers of a cell, saved; and for three streams x of so many steps and the further inputs."""
+    layer = layer_of(name, num_layers=2).eval()
+    nn.save(layer, folder)
+    inputs = {n: a.numpy() for n, a in further(layer, steps, 3, torch.float32).items()}
+    return layer, torch.randn(steps, 3, 5).numpy(), inputs
+
+
 @pytest.fixture
 def saved(tmp_path):
     """An LSTM of two layers, and the model read back."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_runtime import at_step, further, layer_of
+from test_runtime import at_step, saved_cell
 
 from gatework import cells, nn, runtime
 from gatework.backends.cpu.target import target
@@ -51,9 +51,7 @@ def test_only_operands_of_products_are_rounded(sizes, tmp_path):
 @needs_bfloat16
 @pytest.mark.parametrize("name", cells.__all__)
 def test_every_cell_comes_near_its_float32_values(name, tmp_path):
-    layer = layer_of(name, num_layers=2).eval()
-    nn.save(layer, tmp_path)
-    x, inputs = torch.randn(4, 3, 5).numpy(), {n: a.numpy() for n, a in further(layer, 4, 3, torch.float32).items()}
+    layer, x, inputs = saved_cell(name, tmp_path, 4)
     fine, rough = runtime.load(tmp_path), runtime.load(tmp_path, products="bfloat16")
     right, found = [], []
     for model, outputs in ((fine, right), (rough, found)):

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from test_runtime import at_step, further, layer_of
+from test_runtime import at_step, further, layer_of, saved_cell
 
 import gatework.runtime
 from gatework import cells, nn
@@ -105,9 +105,7 @@ def test_steps_of_every_cell_on_two_threads_and_with_rounded_weights_are_those_o
 @needs_bfloat16
 @pytest.mark.parametrize("name", cells.__all__)
 def test_every_cell_with_products_of_bfloat16_has_the_same_bits_on_two_threads(name, tmp_path):
-    layer = layer_of(name, num_layers=2).eval()
-    nn.save(layer, tmp_path)
-    x, inputs = torch.randn(40, 3, 5).numpy(), {n: a.numpy() for n, a in further(layer, 40, 3, torch.float32).items()}
+    _, x, inputs = saved_cell(name, tmp_path, 40)
     alone, pair = (gatework.runtime.load(tmp_path, threads=n, products="bfloat16") for n in (1, 2))
     expected = alone.run(x, alone.initial_state(3), **inputs)[0]
     for _ in range(20):

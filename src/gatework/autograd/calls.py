@@ -49,10 +49,6 @@ class _Recorded:
     train: bool
     idle: bool  # whether it leaves threads without work
 
-    def __post_init__(self) -> None:
-        # Of a ragged batch they are known with each call.
-        self._rooms = None if self.batch is None else [_room(r) for r in self.results]
-
     def __call__(self, tensors: Sequence[Tensor], told: Mapping[str, int] = NOTHING) -> list[Tensor | None]:
         """Of a ragged batch it is `told` the numbers."""
         given = [t.contiguous() for t in tensors]
@@ -64,30 +60,20 @@ class _Recorded:
     def lay_out(self, given: Sequence[Tensor], told: Mapping[str, int] = NOTHING
                 ) -> tuple[list[Tensor | None], list[int], Tensor]:
         """Memory for the results, the addresses of all, and memory to work in, which is to be given back."""
-        rooms = self._rooms or [_room(r, told) for r in self.results]
         made: list[Tensor | None] = []
-        for room in rooms:
-            if room is None:
+        for result in self.results:
+            if result is None:
                 made.append(None)
                 continue
-            shape, dtype, size, front = room
-            memory = lasting.take(shape, dtype) if self.train and size >= lasting.LARGE else None
-            if memory is None:
-                memory = torch.empty(shape, dtype=dtype)
-            made.append(memory if front is None else whole(memory, front))
+            front, dtype, tail = result
+            if told:
+                front = tuple(told[n.name] if isinstance(n, Known) else n for n in front)
+            shape = (math.prod(front[:-1]) + TILE_ROWS - 1, front[-1]) if tail else front
+            memory = lasting.take(shape, dtype) if self.train else None
+            memory = torch.empty(shape, dtype=dtype) if memory is None else memory
+            made.append(whole(memory, front) if tail else memory)
         work = lasting.borrow(self.program.work_for(told["total"] if told else 0))
         return made, [t.data_ptr() for t in (*given, *made) if t is not None], work
-
-
-def _room(result: _Result | None, told: Mapping[str, int] = NOTHING) -> tuple | None:
-    """The memory of a result: its shape, dtype and bytes, and the shape of the result where a tail is behind it."""
-    if result is None:
-        return None
-    front, dtype, tail = result
-    if told:
-        front = tuple(told[n.name] if isinstance(n, Known) else n for n in front)
-    shape = (math.prod(front[:-1]) + TILE_ROWS - 1, front[-1]) if tail else front
-    return shape, dtype, math.prod(shape) * dtype.itemsize, front if tail else None
 
 
 @dataclass(eq=False)

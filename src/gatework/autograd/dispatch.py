@@ -116,11 +116,9 @@ class Plan:
             call = Call.of(self.kernel, Batch.dense(*shape), shape, False)
         else:
             call = Padded(self.kernel, ragged, shape, batch_first)
-            if self.short and call.batch.total < TILE_ROWS:
-                return None
         if not self.short:
             return run(call, (*inputs, *states, *parameters))
-        if torch.get_autocast_dtype("cpu") is not torch.bfloat16:
+        if torch.get_autocast_dtype("cpu") is not torch.bfloat16 or call.batch.total < TILE_ROWS:
             return None
         torch.set_autocast_enabled("cpu", False)  # as `scan` does with a context, which takes ten times as long
         try:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..backends.batch import Batch, Padding
 from ..backends.kernel import Kernel
-from .calls import Call
+from .arrays import arrays_of
+from .calls import Call, flat, parts_of
 from .ragged import Ragged
 
 
@@ -25,15 +26,16 @@ class Padded(Call):
         batch = Batch(ragged.sizes.numpy(), shape[0 if batch_first else 1])
         batch.padding = Padding(*(t.numpy() for t in (ragged.places, ragged.order, ragged.back)))
         super().__init__(kernel, batch, shape, False)
-        self.batch_first, self._ragged = batch_first, ragged
+        self.batch_first = batch_first
 
     def _front(self, batch: Batch) -> tuple[int, ...]:
         return (batch.rows, batch.steps) if self.batch_first else (batch.steps, batch.rows)
 
     def _walk_forward(self, xp, batch: Batch, given: list, train: bool) -> tuple[list, list, list]:
-        handed, last, kept = super()._walk_forward(xp, batch, self._packed(xp, batch, given), train)
-        return ([self._pad(xp, batch, y) for y in handed], [xp.take(s, batch.padding.back) for s in last],
-                [*handed, *kept] if train else [])
+        padding = batch.padding
+        handed, last, kept = super()._walk_forward(xp, batch, self._packed(xp, padding, given), train)
+        return ([xp.spread(y, padding.places, batch.steps * batch.rows) for y in handed],
+                [xp.take(s, padding.back) for s in last], [*handed, *kept] if train else [])
 
     def backward(self, upstream: Sequence[Tensor | None], last: Sequence[Tensor | None], tensors: Sequence[Tensor],
                  handed: Sequence[Tensor], kept: Sequence[Tensor], needs: tuple[bool, ...]) -> list[Tensor | None]:
@@ -42,34 +44,31 @@ class Padded(Call):
     def _walk_backward(self, xp, batch: Batch, upstream: list, last: list, tensors: list, handed: list, kept: list,
                        needs: tuple[bool, ...]) -> list:
         padding = batch.padding
-        made = super()._walk_backward(
-            xp, batch, [None if d is None else xp.take(d, padding.places) for d in upstream],
-            [None if d is None else xp.take(d, padding.order) for d in last], self._packed(xp, batch, tensors), handed,
-            kept, needs)
-        inputs, states, parameters = self._apart(made)
-        return [*(None if d is None else self._pad(xp, batch, d) for d in inputs),
-                *(None if d is None else xp.take(d, padding.back) for d in states), *parameters]
+        outside = _taken(xp, upstream, padding.places), _taken(xp, last, padding.order)
+        made = super()._walk_backward(xp, batch, *outside, self._packed(xp, padding, tensors), handed, kept, needs)
+        return self._padded(xp, batch, made)
 
     def differentiable(self, tensors: Sequence[Tensor], upstream: Sequence[Tensor | None],
                        last: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
-        ragged, (inputs, states, parameters) = self._ragged, self._apart(tensors)
-        packed = [*map(ragged.pack, inputs), *(ragged.sort(s, 0) for s in states), *parameters]
-        made = super().differentiable(packed, [None if d is None else ragged.pack(d) for d in upstream],
-                                      [None if d is None else ragged.sort(d, 0) for d in last], needs)
-        inputs, states, parameters = self._apart(made)
-        return [*(None if d is None else ragged.pad(d, self.shape) for d in inputs),
-                *(None if d is None else ragged.unsort(d, 0) for d in states), *parameters]
+        # What lies in memory that comes back has no derivative, what is made for inference has.
+        xp, padding = arrays_of(self.kernel, tensors[0], train=False), self.batch.padding
+        outside = (_taken(xp, [None if d is None else flat(d) for d in upstream], padding.places),
+                   _taken(xp, last, padding.order))
+        made = super().differentiable(self._packed(xp, padding, list(map(flat, tensors))), *outside, needs)
+        return [None if d is None else d.view(t.shape) for t, d in zip(tensors, self._padded(xp, self.batch, made))]
 
-    def _packed(self, xp, batch: Batch, given: list) -> list:
+    def _packed(self, xp, padding: Padding, given: list) -> list:
         """Inputs, first states and parameters as the kernel takes them."""
-        inputs, states, parameters = self._apart(given)
-        return [*(xp.take(x, batch.padding.places) for x in inputs), *(xp.take(s, batch.padding.order) for s in states),
-                *parameters]
+        inputs, states, parameters = parts_of(self.kernel.cell, given)
+        return [*_taken(xp, inputs, padding.places), *_taken(xp, states, padding.order), *parameters]
 
-    def _pad(self, xp, batch: Batch, stored):
-        return xp.spread(stored, batch.padding.places, batch.steps * batch.rows)
+    def _padded(self, xp, batch: Batch, made: list) -> list:
+        """Gradients of these, as the caller lays them out."""
+        inputs, states, parameters = parts_of(self.kernel.cell, made)
+        return [*(None if d is None else xp.spread(d, batch.padding.places, batch.steps * batch.rows) for d in inputs),
+                *_taken(xp, states, batch.padding.back), *parameters]
 
-    def _apart(self, given: Sequence) -> tuple[Sequence, Sequence, Sequence]:
-        """Inputs, states and parameters."""
-        a, b = len(self.kernel.cell.inputs), len(self.kernel.cell.inputs) + len(self.kernel.states)
-        return given[:a], given[a:b], given[b:]
+
+def _taken(xp, given: Sequence, rows) -> list:
+    """The rows of each, where there is one."""
+    return [None if a is None else xp.take(a, rows) for a in given]

@@ -106,7 +106,7 @@ class Plain:
 
 def _kind(layer, x: Tensor, lengths, resets: Tensor | None, recorded: tuple[str, ...]) -> tuple:
     shape = x.shape
-    if lengths is not None and layer.checkpoint_every is None and len(shape) == 3:
+    if lengths is not None and layer.checkpoint_every is None and len(shape) == 3 and 0 not in shape:
         shape = (shape[0 if layer.batch_first else 1], shape[2])  # a padded batch is as long as its longest row
     return (shape, x.dtype, x.is_cpu, torch.is_autocast_enabled("cpu"), layer.backend, layer.checkpoint_every,
             layer.batch_first, lengths is None, resets is None, recorded)
