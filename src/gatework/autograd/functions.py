@@ -17,7 +17,6 @@ from ..compiler import Cell
 from . import checkpoints, lasting
 from .arrays import arrays_of
 from .calls import Call, Pair, flat, parts_of
-from .padded import Padded
 
 FUSED = {torch.float32: 4, torch.float64: 8}
 
@@ -52,7 +51,7 @@ def eager(kernel: Kernel, inputs, states, parameters, reverse, counts, checkpoin
     return [y.view(*shape, y.shape[1]) for y in made[:handed]], made[handed:]
 
 
-def run(call: Call | Pair | Padded, tensors: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+def run(call: Call | Pair, tensors: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Outputs and last states, differentiable if somebody may ask for that."""
     if _differentiates(tensors):
         made = _Scan.apply(call, *tensors)
@@ -125,7 +124,7 @@ class _Scan(torch.autograd.Function):
     """A whole sequence, in one direction or both, with all that its derivative needs."""
 
     @staticmethod
-    def forward(ctx, call: Call | Pair | Padded, *tensors: Tensor):
+    def forward(ctx, call: Call | Pair, *tensors: Tensor):
         handed, last, kept = call.forward(tensors, True)
         ctx.call = call
         ctx.set_materialize_grads(False)
