@@ -105,4 +105,16 @@ def heads(x: Input, h: State, W: Matrix, R: Blocks, V: Blocks, b: Bias):
     return dict(h=tanh(V @ (a * h) + R.h @ h + a + b.h)), dict(a=a)
 
 
-CELLS = [normalised, masked, conditioned, deep, elementary, shared_row, two_states, switched, spans, means, heads]
+def centres(x: Input, h: State, W: Matrix, U: Matrix, gain: Gain, b: Bias):
+    """Means that are taken away again: with factors that vectors have in common, and with others of their own."""
+    a, c = W.a @ x, U.a @ h
+    both, level = mean(a + c) / 2.0, mean(b)
+    p, q = a - both, c - both
+    width = 0.1 + mean(p * p + q * q) + 0.5 * mean(p * p)
+    alone = a - mean(a)
+    n = (p + q * mean(h)) / sqrt(width) + gain * mean(alone * alone) + (c - mean(a)) / (1.0 + level * level)
+    return dict(h=tanh(n + alone * mean(c) + b)), dict(width=width)
+
+
+CELLS = [normalised, masked, conditioned, deep, elementary, shared_row, two_states, switched, spans, means, heads,
+         centres]

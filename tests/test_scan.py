@@ -12,6 +12,7 @@ import gatework
 from gatework import cells
 from gatework.backends import reference
 from gatework.compiler import Cell, Expr, Scan, Terms, split, trace
+from gatework.compiler.expr import order
 from gatework.compiler.ops import PRODUCTS
 
 CELLS = [*(getattr(cells, name) for name in cells.__all__), *my_cells.CELLS]
@@ -180,6 +181,17 @@ def test_saved_values_are_those_a_hand_written_kernel_keeps(function, saved):
     scan = split(trace(function))
     names = {e: name for name, e in scan.cell.record.items()}
     assert [names[e] for e in scan.saved] == saved
+
+
+@pytest.mark.parametrize("function", [cells.layer_norm_lstm, cells.layer_norm_gru], ids=name_of)
+def test_no_sum_of_a_normalisation_waits_for_another_in_its_backward_pass(function):
+    scan = split(trace(function))
+    sums = [e for e in scan.backward.body if e.op == "sum"]
+    known = {*scan.saved, *scan.cell.next.values()}
+    inner = {e for s in sums for e in order(s.args, known=known) if e.op == "sum"}
+    norms = 4 if function is cells.layer_norm_gru else 3  # that of c comes first in an LSTM
+    assert len(sums) == 2 * norms
+    assert len(inner) == 2 * (function is cells.layer_norm_lstm)
 
 
 def test_package_splits_a_cell_only_once():

@@ -109,14 +109,22 @@ def schedule(roots: list[Expr], known: set[Expr]) -> Schedule:
             level[e] = level.get(e.args[0], 0) + 1
         else:
             level[e] = max((level[a] for a in e.args if a in level), default=0)
+    _put_off(nodes, roots, level)
+    spread = _spread(nodes, roots)
     stages: dict[tuple, Stage] = {}
+    members: dict[tuple, dict[Expr, None]] = {}
     for e in nodes:
-        stages.setdefault((level[e], e.dims), Stage(level[e], e.dims)).nodes.append(e)
+        if e not in spread:
+            at = level[e], e.dims
+            stages.setdefault(at, Stage(*at))
+            members.setdefault(at, {}).update(dict.fromkeys([*(a for a in e.args if a in spread), e]))
         if e.op == "sum":
-            at = (level[e] - 1, e.args[0].dims)
+            at = level[e] - 1, e.args[0].dims
             stages.setdefault(at, Stage(*at)).sums.append(e)
+    for at, of_stage in members.items():
+        stages[at].nodes += of_stage
     ordered = [stages[k] for k in sorted(stages)]
-    stage_of = {e: k for k, s in enumerate(ordered) for e in s.nodes}
+    stage_of = {e: k for k, s in enumerate(ordered) for e in s.nodes if e not in spread}
     read_until: dict[Expr, int] = {}
     multiplied_until: dict[Expr, int] = {}
     for k, stage in enumerate(ordered):
@@ -127,3 +135,25 @@ def schedule(roots: list[Expr], known: set[Expr]) -> Schedule:
                 read_until |= dict.fromkeys(e.args, k)
         read_until |= dict.fromkeys((e.args[0] for e in stage.sums), k)
     return Schedule(ordered, roots, stage_of, read_until, multiplied_until)
+
+
+def _put_off(nodes: list[Expr], roots: list[Expr], level: dict[Expr, int]) -> None:
+    """What is made of memory alone is computed where it is first read, so that nothing keeps it until then."""
+    from_memory: set[Expr] = set()
+    for e in nodes:
+        if e.op not in ("contract", "sum") and all(a in from_memory for a in e.args if a in level):
+            from_memory.add(e)
+    others = {(level[e], e.dims) for e in nodes if e not in from_memory}
+    first: dict[Expr, int] = dict.fromkeys(roots, 0)
+    for e in reversed(nodes):
+        if e in from_memory and (first.get(e), e.dims) in others:
+            level[e] = first[e]
+        at = level[e] - (e.op in ("contract", "sum"))  # complete before the stage begins
+        for a in e.args:
+            first[a] = min(at, first.get(a, at))
+
+
+def _spread(nodes: list[Expr], roots: list[Expr]) -> set[Expr]:
+    """Scalars that are spread over a vector: done wherever that is read, so that only the scalar is kept."""
+    whole = {*roots, *(a for e in nodes if e.op in ("contract", "sum") for a in e.args)}
+    return {e for e in nodes if e.op == "expand" and e not in whole}
