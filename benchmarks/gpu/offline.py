@@ -28,12 +28,13 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from gatework import cells  # noqa: E402
 from gatework.backends import gpu  # noqa: E402
-from gatework.backends.gpu.kernel import SERVED, Compiled  # noqa: E402
+from gatework.backends.gpu.kernel import SERVED, Compiled, Shared  # noqa: E402
 from gatework.backends.gpu.source import LEAST  # noqa: E402
 from gatework.backends.gpu.steps import Steps  # noqa: E402
 from gatework.compiler import split, trace  # noqa: E402
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+FORMS = ["resident", "shared", "steps"]
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 
 
@@ -44,6 +45,8 @@ def kernels(loop: Compiled | Steps, dtype: torch.dtype) -> list[tuple[object, li
     if isinstance(loop, Compiled):
         types = ["*i64", "*i64", "i32", "i32", "i32", *[given] * len(buffers), *strides,
                  *[given] * (len(loop.edges) + len(loop.matrices))]
+        if isinstance(loop, Shared):
+            types += [given, "*fp32", "*i64", "i32"]
         return [(loop.runs[0], types, LEAST, loop.warps)]
     wide = POINTERS[loop.accurate]
     types = ["*i64", "*i64", "i32", *(wide if b.kind == "rows" else given for b in buffers.values()), *strides,
@@ -51,8 +54,8 @@ def kernels(loop: Compiled | Steps, dtype: torch.dtype) -> list[tuple[object, li
     return [(run, types, loop.rows, 4) for run in loop.runs]
 
 
-def compiled(function, types: list[str], rows: int, warps: int, arch: int, from_end: bool) -> dict:
-    constants = {"FROM_END": from_end, "ROWS": rows, "PRECISION": "ieee"}
+def compiled(function, types: list[str], rows: int, warps: int, arch: int, from_end: bool, members: int) -> dict:
+    constants = {"FROM_END": from_end, "ROWS": rows, "PRECISION": "ieee", "MEMBERS": members}
     names = function.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
     signature = dict(zip(names, types + ["constexpr"] * len(constants), strict=True))
@@ -69,19 +72,24 @@ def compiled(function, types: list[str], rows: int, warps: int, arch: int, from_
             "spilled": int(re.search(r"(\d+) bytes spill stores", said)[1]), "shared": made.metadata.shared}
 
 
-def compile_cell(name: str, units: int, arch: int) -> None:
+def compile_cell(name: str, units: int, arch: int, forms: list[str]) -> None:
     """Print a JSON object for every kernel of a cell."""
     cell = trace(getattr(cells, name))
     for dtype in POINTERS:
         kernel = gpu.Kernel(split(cell), dict.fromkeys(cell.sizes, units), dtype)
         for direction, plan in (("forward", kernel._training_plan), ("backward", kernel._backward_plan)):
             for form, loop in (("resident", Compiled(plan.loop, cell, dtype)),
+                               ("shared", Shared(plan.loop, cell, dtype)),
                                ("steps", Steps(plan.loop, cell, SERVED[dtype]))):
+                if form not in forms or (form == "shared" and not Shared.fits(plan.loop, dtype)):
+                    continue
                 chosen = type(kernel.compile(plan.loop)) is type(loop)
                 for number, (function, *how) in enumerate(kernels(loop, dtype)):
                     found = {"cell": name, "type": str(dtype), "loop": direction, "form": form, "chosen": chosen,
                              "stage": number}
-                    found |= compiled(function, *how, arch, direction == "backward")
+                    found |= compiled(function, *how, arch, direction == "backward", getattr(loop, "members", 1))
+                    if form == "shared":
+                        found["members"] = loop.members
                     print(json.dumps(found), flush=True)
 
 
@@ -90,17 +98,18 @@ def main() -> None:
     parser.add_argument("cells", nargs="*", help="all of the catalogue, if none is named")
     parser.add_argument("--units", type=int, default=64, help="the length of every size of a cell")
     parser.add_argument("--arch", type=int, default=90, help="90 is an H100, 80 an A100")
+    parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS, help="the forms of a loop, all if not said")
     parser.add_argument("--here", action="store_true", help="compile in this process")
     options = parser.parse_args()
     names = options.cells or cells.__all__
     if options.here:
         for name in names:
-            compile_cell(name, options.units, options.arch)
+            compile_cell(name, options.units, options.arch, options.forms)
         return
     failed = []
     for name in names:
         done = subprocess.run([sys.executable, __file__, "--here", name, f"--units={options.units}",
-                               f"--arch={options.arch}"], stderr=subprocess.PIPE, text=True)
+                               f"--arch={options.arch}", "--forms", *options.forms], stderr=subprocess.PIPE, text=True)
         if done.returncode:
             failed.append(name)
             print(json.dumps({"cell": name, "failed": done.stderr[-2000:]}), flush=True)

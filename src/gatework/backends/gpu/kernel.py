@@ -13,30 +13,42 @@ from ...compiler import Cell, Scan, split
 from .. import kernel
 from ..batch import Batch
 from ..plan import Loop
+from . import resident, shared
 from .load import load, words
-from .source import LEAST, longest_operand, resident_values, signature, write
+from .resident import longest_operand, resident_values, signature
+from .source import LEAST
 from .steps import Steps
+from .together import run_together
 
 # Bytes of weights that a program keeps at hand, in shared memory, beside room for its operands; and the longest operand
 # of float32, whose products are unrolled: beyond it registers are spilled by kilobytes. From what the compiler says
 # (`benchmarks/gpu/offline.py`), not measured.
 MOST_RESIDENT, ROOM = 1 << 17, 20 << 10
 LONGEST = {torch.float32: 64}
-SHARED = 227 << 10  # bytes that a program of an H100 may have
+PIECE = 128  # values of an operand that are multiplied at once where programs share units: more would be spilled
+SHARED, PROCESSORS = 227 << 10, 132  # of an H100: bytes that a program may have, and programs side by side
 # The types of the tensors, with the type that a kernel computes in.
 SERVED = {torch.float32: "float32", torch.bfloat16: "float32", torch.float16: "float32"}
 
 
 class Compiled:
-    """One loop as a Triton kernel that holds the weights."""
+    """One loop as a Triton kernel that holds the weights, in one program for all units."""
 
     def __init__(self, loop: Loop, cell: Cell, dtype: torch.dtype):
-        self.loop = loop
-        self.source = write(loop, cell, SERVED[dtype])
+        self.loop, self.dtype = loop, dtype
+        self.source = self.written(cell)
         self.runs = [load(self.source).run]
         self.buffers, self.edges, self.matrices = signature(loop)
         self.sequences = [n for n in self.buffers if loop.buffers[n].kind == "sequence"]
         self.warps = 8 if resident_values(loop) > 1 << 13 else 4
+
+    @staticmethod
+    def fits(loop: Loop, dtype: torch.dtype) -> bool:
+        return (resident_values(loop) * dtype.itemsize <= _most_resident()
+                and longest_operand(loop) <= LONGEST.get(dtype, math.inf))
+
+    def written(self, cell: Cell) -> str:
+        return resident.write(self.loop, cell, SERVED[self.dtype])
 
     def suited(self, xp, batch: Batch) -> list[Compiled]:
         return [self]
@@ -52,13 +64,46 @@ class Compiled:
         if span != (0, batch.steps):
             raise ValueError(f"all steps run in one launch; asked for were {span} of {batch.steps}")
         strides = [0 if n in still else self.loop.buffers[n].width for n in self.sequences]
+        given = [*words(batch, xp.device), batch.steps, batch.steps - 1 if from_end else 0, batch.rows,
+                 *(arrays[n] for n in self.buffers), *strides, *(edges[n] for n in self.edges), *weights]
+        options = dict(FROM_END=from_end, ROWS=LEAST, num_warps=self.warps,
+                       PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee")
         with torch.cuda.device_of(arrays[self.buffers[0]]):  # Triton launches on the current one
-            self.runs[0][-(-batch.rows // LEAST),](
-                *words(batch, xp.device), batch.steps, batch.steps - 1 if from_end else 0, batch.rows,
-                *(arrays[n] for n in self.buffers), *strides, *(edges[n] for n in self.edges), *weights,
-                FROM_END=from_end, ROWS=LEAST, num_warps=self.warps,
-                PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee")
+            self.launch(-(-batch.rows // LEAST), given, options, xp.device)
         return True
+
+    def launch(self, tiles: int, given: list, options: dict[str, Any], device: torch.device) -> None:
+        self.runs[0][tiles,](*given, **options)
+
+
+class Shared(Compiled):
+    """The same in several programs, which share the units and meet."""
+
+    def __init__(self, loop: Loop, cell: Cell, dtype: torch.dtype):
+        self.members = _members(loop, dtype)
+        super().__init__(loop, cell, dtype)
+        self.warps = 8
+
+    @staticmethod
+    def fits(loop: Loop, dtype: torch.dtype) -> bool:
+        members = _members(loop, dtype)
+        values = resident_values(loop) // members + LEAST * shared.handed_width(loop)
+        return (dtype not in LONGEST and members <= min(shared.most_members(loop), _programs_at_once())
+                and values * dtype.itemsize <= _shared_bytes())
+
+    def written(self, cell: Cell) -> str:
+        return shared.write(self.loop, cell, self.members, PIECE, SERVED[self.dtype])
+
+    def launch(self, tiles: int, given: list, options: dict[str, Any], device: torch.device) -> None:
+        at_once = min(tiles, _programs_at_once() // self.members)
+        sides = 2 * at_once * LEAST
+        handed = torch.empty(sides, shared.handed_width(self.loop), dtype=self.dtype, device=device)
+        totals = torch.empty(sides, shared.totals_width(self.loop), self.members, device=device)
+        for first in range(0, tiles, at_once):
+            groups = min(at_once, tiles - first)
+            counters = torch.zeros(groups, shared.COUNTER, dtype=torch.int64, device=device)
+            run_together(self.runs[0], (groups, self.members), *given, handed, totals, counters, first * LEAST,
+                         **options, MEMBERS=self.members)
 
 
 class Kernel(kernel.Kernel):
@@ -69,20 +114,39 @@ class Kernel(kernel.Kernel):
         self.dtype, self.on_cpu = dtype, False
 
     def compile(self, loop: Loop) -> Compiled | Steps:
-        if self._fits(loop):
-            return Compiled(loop, self.cell, self.dtype)
+        for form in FORMS:
+            if form.fits(loop, self.dtype):
+                return form(loop, self.cell, self.dtype)
         return Steps(loop, self.cell, SERVED[self.dtype])
-
-    def _fits(self, loop: Loop) -> bool:
-        """Whether a program can keep the weights of a loop."""
-        most = min(MOST_RESIDENT, _shared_bytes() - ROOM)
-        return (resident_values(loop) * self.dtype.itemsize <= most
-                and longest_operand(loop) <= LONGEST.get(self.dtype, math.inf))
 
     def sources(self) -> dict[str, str]:
         """The source of the loops that training runs."""
-        return {name: write(plan.loop, self.cell, SERVED[self.dtype]) for name, plan in
+        return {name: resident.write(plan.loop, self.cell, SERVED[self.dtype]) for name, plan in
                 (("forward", self._training_plan), ("backward", self._backward_plan))}
+
+
+# What is tried in turn; beyond that loops run step by step. `Shared` waits here for its first run on a GPU.
+FORMS: tuple[type[Compiled], ...] = (Compiled,)
+
+
+def _most_resident() -> int:
+    return min(MOST_RESIDENT, _shared_bytes() - ROOM)
+
+
+def _members(loop: Loop, dtype: torch.dtype) -> int:
+    """Programs that share the units of a loop: no more than its weights need."""
+    members = 2
+    while resident_values(loop) * dtype.itemsize > members * _most_resident():
+        members *= 2
+    return members
+
+
+@cache
+def _programs_at_once() -> int:
+    """Programs that run side by side, each with a processor of its own: on the smallest GPU here, or on an H100."""
+    if not torch.cuda.is_available():
+        return PROCESSORS
+    return min(torch.cuda.get_device_properties(k).multi_processor_count for k in range(torch.cuda.device_count()))
 
 
 @cache

@@ -1,0 +1,118 @@
+"""The same with units shared by programs that hand vectors over and meet, each a thread in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from examples import CELLS, CORE, Example, assert_close
+from test_cpu import EDGES
+from test_gpu_steps import read_out
+
+from gatework import autograd, cells
+from gatework.autograd import functions
+from gatework.backends.gpu import kernel, together
+from gatework.compiler import Input, Matrix, P, State, sigmoid, split, tanh, trace
+from gatework.nn import GRU, LSTM
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+OTHERS = [trace(getattr(cells, name)) for name in cells.__all__ if name not in CORE]
+BOUND = 2e-5  # of the largest value, as in test_gpu.py
+
+
+@pytest.fixture(autouse=True)
+def units_are_shared(monkeypatch):
+    def forget() -> None:
+        kernel._kernel.cache_clear()
+        functions.kernel_of_shapes.cache_clear()
+
+    monkeypatch.setattr(kernel, "FORMS", (kernel.Shared,))
+    monkeypatch.setattr(kernel, "_members", lambda loop, dtype: 2)
+    monkeypatch.setattr(kernel, "PIECE", 16)
+    monkeypatch.setattr(kernel.Shared, "fits", lambda loop, dtype: True)
+    monkeypatch.setattr(together, "LONGEST_WAIT", 60)
+    forget()
+    yield
+    forget()
+
+
+def made(example: Example, reverse: bool) -> dict[str, torch.Tensor]:
+    return example._results(torch.float32, lambda *parts: autograd.scan(example.cell, *parts, reverse, "gpu"))
+
+
+@pytest.mark.parametrize("cell", [*CELLS, *OTHERS], ids=lambda c: c.name)
+def test_values_and_gradients_of_every_cell_are_those_of_the_reference_backend(cell):
+    example = Example(cell, 3, 3, 5, 18, torch.float32)
+    assert_close(made(example, False), example.expected(), BOUND)
+
+
+def two_sizes(x: Input, h: State, p: State[P], W: Matrix[P], U: Matrix, R: Matrix[P]):
+    """A product of an input is multiplied by a matrix, and read unit by unit, by states of two sizes."""
+    a = W @ x
+    gate = sigmoid(p + R @ h)
+    return dict(h=tanh(U @ a + 0.5 * h), p=gate * a + (1.0 - gate) * p)
+
+
+@pytest.mark.parametrize("equations", [*EDGES, read_out, two_sizes])
+def test_cells_at_the_edge_of_the_notation(equations):
+    example = Example(trace(equations), 4, 3, 5, 19, torch.float32)
+    assert_close(made(example, True), example.expected(True), BOUND)
+
+
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru_reset_before, cells.layer_norm_gru])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 35, 3, 70)], ids=str)
+@pytest.mark.parametrize("members", [2, 4])
+def test_odd_sizes_in_one_launch_or_in_several(cell, sizes, members, monkeypatch):
+    monkeypatch.setattr(kernel, "_members", lambda loop, dtype: members)
+    monkeypatch.setattr(kernel, "_programs_at_once", lambda: 8)
+    example = Example(trace(cell), *sizes, torch.float32)
+    assert_close(made(example, True), example.expected(True), BOUND)
+
+
+@pytest.mark.parametrize("make", [LSTM, GRU])
+def test_ragged_rows_resets_recorded_values_both_directions_and_layers_go_together(make):
+    torch.manual_seed(0)
+    ours = make(3, 18, num_layers=2, bidirectional=True, initial_state=True, backend="gpu")
+    reference = make(3, 18, num_layers=2, bidirectional=True, initial_state=True, backend="reference").double()
+    reference.load_state_dict(ours.state_dict())
+    x, resets = torch.randn(4, 5, 3), torch.rand(4, 5) < 0.3
+    results = []
+    for layer, given in ((ours, x), (reference, x.double())):
+        given = given.clone().requires_grad_()
+        output, last, values = layer(given, lengths=[2, 4, 0, 1, 4], resets=resets, record=True)
+        last = last if isinstance(last, tuple) else (last,)
+        (output.sin().sum() + sum(s.sum() for s in last) + sum(v.square().sum() for v in values.values())).backward()
+        results.append([output, *last, *values.values(), given.grad, *(p.grad for p in layer.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=2e-5)  # float32 over four steps, both directions
+
+
+def test_half_precision_stays_as_near_as_its_digits_allow():
+    example = Example(trace(cells.lstm), 3, 3, 5, 18, torch.float16)
+    found = example._results(torch.float16, lambda *parts: autograd.scan(example.cell, *parts, False, "gpu"))
+    assert_close(found, example.expected(), 8 * 2.0**-11)  # a few roundings to 11 digits each
+
+
+def test_a_member_that_is_never_met_ends_in_an_error(monkeypatch):
+    monkeypatch.setattr(together, "LONGEST_WAIT", 0.5)
+    meet, met = together._Programs._meet, []
+
+    def once(self, counter, arrived):
+        met.append(arrived)
+        if len(met) != 2:
+            meet(self, counter, arrived)
+
+    monkeypatch.setattr(together._Programs, "_meet", once)
+    with pytest.raises(Exception, match="Broken"):
+        made(Example(trace(cells.lstm), 3, 3, 5, 18, torch.float32), False)
+
+
+@pytest.mark.parametrize(("hidden", "members"), [(256, 4), (512, 16), (1024, None)])
+def test_members_are_as_few_as_the_weights_need_and_none_where_an_operand_has_no_room(hidden, members, monkeypatch):
+    monkeypatch.undo()
+    cell = trace(cells.lstm)
+    made_of = kernel.Kernel(split(cell), dict.fromkeys(cell.sizes, hidden), torch.float16)
+    loop = made_of._backward_plan.loop
+    assert kernel.Shared.fits(loop, torch.float16) == (members is not None)
+    assert not kernel.Shared.fits(loop, torch.float32)
+    if members is not None:
+        assert kernel.Shared(loop, cell, torch.float16).members == members
