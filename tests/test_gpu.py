@@ -183,6 +183,8 @@ def test_the_script_for_a_first_look_runs_through(tmp_path):
     script = Path(__file__).parents[1] / "benchmarks" / "gpu" / "first_look.py"
     subprocess.run([sys.executable, script, "--smoke", "--out", tmp_path], check=True, capture_output=True)
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert set(found) == {"machine", "checks", "checks, step by step", "cudnn", "peephole"}
+    assert set(found) == {"machine", "checks", "checks, step by step", "cudnn", "peephole", "checks, units shared",
+                          "cudnn, units shared"}
     assert all(found[part]["lstm torch.float32"]["right"] for part in ("checks", "checks, step by step"))
+    assert found["checks, units shared"]["lstm torch.float16"]["right"]
     assert not any("failed" in result for part in found.values() for result in part.values())

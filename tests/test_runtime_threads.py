@@ -238,10 +238,17 @@ def test_a_process_ends_while_its_helpers_are_awake(saved):
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
 
 
-def test_small_calls_stay_on_one_thread_and_so_do_cells_whose_units_are_summed_up(saved, monkeypatch, tmp_path):
-    nn.save(nn.LayerNormLSTM(5, 70), tmp_path / "norm")
-    model = gatework.runtime.load(tmp_path / "norm", threads=2)
-    assert model._stack.prepare(10, 3)._task._helpers == []
+@pytest.mark.parametrize("hidden", [37, 70])
+def test_units_that_are_summed_up_are_shared_too_with_the_same_bits(hidden, tmp_path, helped):
+    torch.manual_seed(0)
+    nn.save(nn.LayerNormLSTM(5, hidden), tmp_path)
+    x = np.random.default_rng(0).standard_normal((50, 3, 5)).astype(np.float32)
+    alone = gatework.runtime.load(tmp_path)
+    expected = alone.run(x, alone.initial_state(3))[0]
+    np.testing.assert_array_equal(until_helped(gatework.runtime.load(tmp_path, threads=2), x, helped), expected)
+
+
+def test_small_calls_stay_on_one_thread(saved, monkeypatch):
     monkeypatch.undo()
     model = gatework.runtime.load(saved[0], threads=2)
     assert model._stack.prepare(1, 1)._task._helpers == []

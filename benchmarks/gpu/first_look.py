@@ -2,8 +2,9 @@
 
 Compiles each cell of the catalogue, notes registers and spilling; checks values and gradients against the reference
 backend in float64; then times the LSTM and the GRU beside cuDNN, and a peephole LSTM beside a loop in eager torch, by
-device events, in turns, medians. What fails is written down with its message, and the rest goes on. Every result is in
-FOLDER/gpu.json as soon as it is there. With TRITON_INTERPRET=1 and --smoke it only shows that the script itself works.
+device events, in turns, medians. Larger sizes run step by step, and once more with units shared. What fails is written
+down with its message, and the rest goes on. Every result is in FOLDER/gpu.json as soon as it is there. With
+TRITON_INTERPRET=1 and --smoke it only shows that the script itself works.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import triton
 
 import gatework
 from gatework import cells
+from gatework.autograd import functions
 from gatework.backends import gpu
 from gatework.nn import GRU, LSTM, PeepholeLSTM, Recurrent
 
@@ -29,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the loops in eager torch
 from peers import EAGER  # noqa: E402
 
 # T, B, I, H of issue 6, and smaller ones around them. Up to H = 64, in halves 128, the weights of the loop stay in one
-# program; beyond that every step is a product and a kernel.
+# program; beyond that every step is a product and a kernel, or several programs share the units.
 SIZES = [(100, 32, 64, 64), (1024, 16, 128, 128), (2048, 8, 128, 128), (64, 4096, 128, 128), (100, 64, 32, 32),
          (100, 32, 256, 256), (365, 256, 256, 256), (100, 64, 512, 512), (35, 20, 650, 650), (1024, 16, 768, 768)]
 STEPS = (8, 16, 192, 192)  # every cell is checked at this size too
@@ -118,7 +120,7 @@ def timed(contestants: dict[str, Callable[[], object]], device: str) -> dict:
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
         run(), run()
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if device == "cuda" else 2):
         for name, run in contestants.items():
             if device == "cuda":
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -169,6 +171,13 @@ def beside_a_loop(device: str, sizes: tuple) -> dict:
     return {"training_ms": found, "ratio": found["eager loop"] / found["gatework"]}
 
 
+def share_units() -> None:
+    """From now on loops whose weights are too large for one program run in several, which meet."""
+    gpu.kernel.FORMS = (*gpu.kernel.FORMS, gpu.kernel.Shared)
+    gpu.kernel._kernel.cache_clear()
+    functions.kernel_of_shapes.cache_clear()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json")
@@ -192,6 +201,17 @@ def main() -> None:
             for kind in ("LSTM", "GRU"):
                 report.add("cudnn", f"{kind} {dtype} {sizes}", beside_cudnn, kind, dtype, device, sizes)
         report.add("peephole", str(sizes), beside_a_loop, device, sizes)
+    # Last of all: programs that missed each other would wait for ever.
+    share_units()
+    halves = [torch.float16] if options.smoke else [torch.bfloat16, torch.float16]
+    for name in names:
+        for dtype in halves:
+            report.add("checks, units shared", f"{name} {dtype}",
+                       check, name, dtype, device, (2, 3, 4, 160) if options.smoke else STEPS)
+    for sizes in [(2, 3, 4, 160)] if options.smoke else SIZES:
+        for dtype in halves:
+            for kind in ("LSTM", "GRU"):
+                report.add("cudnn, units shared", f"{kind} {dtype} {sizes}", beside_cudnn, kind, dtype, device, sizes)
 
 
 if __name__ == "__main__":

@@ -160,31 +160,41 @@ class _Layout:
 
     def _place_scratch(self, loop: Loop, plan: Schedule) -> None:
         stored_at = {e: (k, p) for k, s in enumerate(loop.passes) for e, p in s.stores}
+        until: dict[Expr, int] = {}  # value in scratch -> the last stage that reads it
         for number, step in enumerate(loop.passes):
-            for e in step.stage.sums:
-                self._reserve(loop, e, 1)
+            until |= {e: plan.stage_of[e] for e in step.stage.sums}
             needs = {a for e in step.stage.nodes if e.op not in ("contract", "sum") for a in e.args}
             needs |= {v for e in step.stage.products for v in e.args[1::2]} | {e for e, _ in step.stores}
             needs |= {e.args[0] for e in step.stage.sums}
             for e in sorted(needs, key=lambda e: e.born):
                 made = plan.stage_of.get(e, number)
-                if made == number or e in self.reads or e in loop.scratch:
+                if made == number or e in self.reads:
                     continue
                 at, place = stored_at.get(e, (None, None))
-                if at == made and self._as_it_is(place):
+                if e not in until and at == made and self._as_it_is(place):
                     self.reads[e] = place  # it lies in memory anyway
-                else:
-                    self._reserve(loop, e, self.size(e))
+                    continue
+                if e not in until:
                     loop.passes[made].keep.append(e)
+                until[e] = number
+        free: list[tuple[int, int, int]] = []  # size and offset in scratch, and the last stage that reads there
+        for number, step in enumerate(loop.passes):
+            for e in (*step.stage.sums, *step.keep):
+                # The vector that is added up is there first, and then its sum.
+                size = self.size(e.args[0] if e.op == "sum" else e)
+                found = next((f for f in free if f[0] == size and f[2] < number), None)
+                if found is None:
+                    found = size, loop.scratch_row, number
+                    loop.scratch_row += -(-size // self.align) * self.align
+                else:
+                    free.remove(found)
+                loop.scratch[e] = found[1]
+                free.append((size, found[1], until[e]))
 
     def _as_it_is(self, place: Place) -> bool:
         """Whether a value is still there, and not rounded, in a later stage."""
         buffer = self.buffers[place.buffer]
         return buffer.kind == "sequence" and not buffer.short
-
-    def _reserve(self, loop: Loop, e: Expr, size: int) -> None:
-        loop.scratch[e] = loop.scratch_row
-        loop.scratch_row += -(-size // self.align) * self.align
 
     def _drop_unused(self, loop: Loop) -> None:
         used = {p.buffer for s in loop.passes for _, p in s.stores}

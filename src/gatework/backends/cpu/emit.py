@@ -59,8 +59,8 @@ def emit(loop: Shaped, target: Target, size: int) -> str:
 
 
 def splits_units(loop: Shaped, lanes: int) -> bool:
-    """Whether threads may share the units of a stage: not where they would add up one sum together."""
-    return all(s.stage.dims and not s.stage.sums and block_count(s, lanes) > 1 for s in loop.passes)
+    """Whether threads may share the units of a loop: there must be some for each wherever products are made."""
+    return all(not s.panels or block_count(s, lanes) > 1 for s in loop.passes)
 
 
 def tile_values(loop: Shaped, lanes: int) -> int:
@@ -159,11 +159,8 @@ class _Kernel(Memory):
 
     def _stage(self, step: Tiled) -> None:
         f = self.f
-        for e in step.stage.sums:
-            with f.loop("0", self.rows) as row:
-                f.store("zeroinitializer", self.in_scratch(e, row))
         if not step.stage.dims:
-            with f.loop("0", self.rows) as row:
+            with f.loop(*share_of(f, self.rows) if self.shared else ("0", self.rows)) as row:
                 self._row(step, {}, row, "0", None)
             return
         if step.panels and self.loop.parts:
@@ -348,9 +345,7 @@ class _Kernel(Memory):
         for e, _ in step.stores:
             self._value(e, env, row, unit, valid)
         for e in step.stage.sums:
-            place = self.in_scratch(e, row)
-            part = f.keep_valid(env[e.args[0]], valid)
-            f.store(f.arithmetic("fadd", f.load(place), part), place)
+            f.store(f.keep_valid(env[e.args[0]], valid), self.in_scratch(e, row, unit))
         for e in step.keep:
             f.store(env[e], self.in_scratch(e, row, unit))
         for e, place in step.stores:
@@ -361,12 +356,20 @@ class _Kernel(Memory):
 
     def _compute(self, step: Tiled, e: Expr, env: dict[Expr, str], row: str, unit: str, valid: int | None) -> None:
         if e.op == "sum":
-            place = self.in_scratch(e, row)
-            env[e] = self.f.total(self.f.load(place))
-            self.f.store(env[e], place)  # later stages read it there
+            env[e] = self.f.total(self._added_up(e, row))
+            self.f.store(env[e], self.in_scratch(e, row))  # later stages read it there
             return
         args = [self._value(a, env, row, unit, valid) for a in e.args]
         env[e] = OPERATIONS[e.op](self.f, *args)
+
+    def _added_up(self, e: Expr, row: str) -> str:
+        """The vectors of a value that is summed, one after the other, whoever left them in scratch."""
+        f, lanes = self.f, self.m.lanes
+        total = f.variable(self.m.vector, "zeroinitializer")
+        with f.loop("0", str(-(-self.loop.size(e.args[0]) // lanes))) as vector:
+            part = f.load(self.in_scratch(e, row, f.integer("mul", vector, lanes)))
+            f.line(f"store {self.m.vector} {f.arithmetic('fadd', f.load(total), part)}, ptr {total}")
+        return f.load(total)
 
     def _value(self, e: Expr, env: dict[Expr, str], row: str, unit: str, valid: int | None) -> str:
         """A value on registers, loaded if this stage has not computed it."""

@@ -95,6 +95,8 @@ class Compiled:
         # Of operands in parts, in values of the loop, for each row of a thread.
         self.rounded_values = max(row_bytes(loop, s) for s in loop.passes) // size if loop.parts else 0
         self.shareable = splits_units(loop, lanes)
+        # Of threads that share the units: a stage of scalars is one more, with next to nothing to do before it.
+        self.meetings = 1 + sum(not step.stage.dims for step in loop.passes)
         self.buffers = [(b.name, b.width * (2 if b.short else size)) for b in loop.buffers.values()]
 
     @cached_property
@@ -205,7 +207,7 @@ class Compiled:
             work, few = rows * self.multiplications / count, rows < 2 * count or self._is_wide(batch)
             # A tile that all fill together is worth more than two that are half empty, but meeting weighs more there.
             torn = self.loop.parts == PARTS and rows / count < FULL * TILE_ROWS <= rows
-            if (few and work > WORTH_A_MEETING) or (torn and work > WORTH_A_TILE):
+            if (few and work > self.meetings * WORTH_A_MEETING) or (torn and work > WORTH_A_TILE):
                 return [(0, batch.rows)] * count, True
         return batch.parts(count), False
 

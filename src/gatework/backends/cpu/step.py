@@ -142,7 +142,9 @@ class Call:
                     for number, n in enumerate(stack.inputs)}
         work = max(layer.compiled.multiplications for layer in stack.layers) * rows
         work *= all(layer.compiled.shareable for layer in stack.layers)
-        threads = stack.threads if work >= WORTH_A_MEETING and work * steps >= WORTH_A_HELPER else 1
+        meetings = max(layer.compiled.meetings for layer in stack.layers)
+        pays = work >= meetings * WORTH_A_MEETING and work * steps >= WORTH_A_HELPER
+        threads = stack.threads if pays else 1
         self._shared, self._tiles = xp.empty(shared), xp.empty(threads, tile)
         self._task = Task(rows, [(layer.compiled.code.address("run"), ctypes.addressof(arguments),
                                   self._shared.ctypes.data)
