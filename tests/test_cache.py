@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -269,3 +271,32 @@ def test_a_process_whose_files_are_replaced_keeps_nothing_under_the_name_of_the_
         counts.append(int(done.stdout.split()[0]))
     assert counts[0] == counts[1] > 0  # the newer files write the same, but nobody can know that
     assert counts[2] == 0
+
+
+def aged(path: Path, days: float) -> float:
+    """Make a file so old; returns its time."""
+    then = time.time() - days * 86400.0
+    os.utime(path, (then, then))
+    return then
+
+
+def test_files_of_no_use_for_ninety_days_go_when_something_else_is_compiled(fresh, monkeypatch):
+    monkeypatch.setattr(jit, "_forget_unused", cache(jit._forget_unused.__wrapped__))
+    folder = fresh()
+    folder.mkdir()
+    ages = {"old.o": 91, ".part-old": 91, "younger.o": 89, ".part-younger": 89, "somebody else's": 1000}
+    for name, days in ages.items():
+        (folder / name).write_bytes(b"something")
+        aged(folder / name, days)
+    right_result()
+    assert {p.name for p in folder.iterdir()} & set(ages) == {"younger.o", ".part-younger", "somebody else's"}
+
+
+def test_loading_a_file_keeps_it(fresh, monkeypatch):
+    folder = fresh()
+    right_result()
+    for path in folder.iterdir():
+        aged(path, 80)
+    fresh()
+    right_result()
+    assert all(path.stat().st_mtime > time.time() - 3600 for path in folder.iterdir())

@@ -10,7 +10,7 @@ from test_gpu_steps import read_out
 
 from gatework import autograd, cells
 from gatework.autograd import functions
-from gatework.backends.gpu import kernel, together
+from gatework.backends.gpu import kernel, shared, together
 from gatework.compiler import Input, Matrix, P, State, sigmoid, split, tanh, trace
 from gatework.nn import GRU, LSTM
 
@@ -116,3 +116,11 @@ def test_members_are_as_few_as_the_weights_need_and_none_where_an_operand_has_no
     assert not kernel.Shared.fits(loop, torch.float32)
     if members is not None:
         assert kernel.Shared(loop, cell, torch.float16).members == members
+
+
+def test_the_source_of_a_member_is_as_pinned(golden):
+    cell = trace(cells.lstm)
+    made_of = kernel.Kernel(split(cell), dict.fromkeys(cell.sizes, 40), torch.float16)
+    plans = {"forward": made_of._training_plan, "backward": made_of._backward_plan}
+    golden("lstm/triton_shared.txt", "\n".join(f"# ---- {name}\n{shared.write(plan.loop, cell, 2, 32)}"
+                                               for name, plan in plans.items()))

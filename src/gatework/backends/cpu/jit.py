@@ -12,8 +12,11 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -27,6 +30,9 @@ _MAGIC = b"gatework object 1\n"
 # The kernels are written as vectors and unrolled where it pays. Of LLVM's passes these three do what is left to do, in
 # a fifth of the time of all: variables into registers, cheaper arithmetic, fewer jumps.
 PASSES = ("sroa", "instruction_combine", "simplify_cfg")
+# Days after which a file goes that nobody has loaded: another version of the code leaves all of them behind.
+UNUSED_DAYS = 90
+_DAY = 86400.0
 _lock = threading.Lock()
 _loaded: dict[str, Code] = {}
 
@@ -128,6 +134,9 @@ def _read(key: str) -> bytes | None:
         return None
     try:
         content = path.read_bytes()
+        if path.stat().st_mtime < time.time() - _DAY:
+            with suppress(OSError):  # a folder that cannot be written
+                os.utime(path)  # the time says when a file was last of use
     except OSError:
         return None
     head, code = content[:len(_MAGIC) + 32], content[len(_MAGIC) + 32:]
@@ -152,5 +161,16 @@ def _write(key: str, code: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(_MAGIC + hashlib.sha256(code).digest() + code)
         os.replace(temporary, folder / f"{key}.o")
+        _forget_unused(folder)
     except OSError:
         Path(temporary).unlink(missing_ok=True)
+
+
+@cache
+def _forget_unused(folder: Path) -> None:
+    """Once in a process that compiles: remove what was of no use for so long, and what killed processes left."""
+    for pattern in ("*.o", ".part-*"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):  # somebody else removes it as well
+                if path.stat().st_mtime < time.time() - UNUSED_DAYS * _DAY:
+                    path.unlink()
