@@ -81,9 +81,10 @@ def compile_cell(name: str, units: int, arch: int, forms: list[str]) -> None:
             for form, loop in (("resident", Compiled(plan.loop, cell, dtype)),
                                ("shared", Shared(plan.loop, cell, dtype)),
                                ("steps", Steps(plan.loop, cell, SERVED[dtype]))):
-                if form not in forms or (form == "shared" and not Shared.fits(plan.loop, dtype)):
-                    continue
                 chosen = type(kernel.compile(plan.loop)) is type(loop)
+                asked = form in forms or (chosen and "chosen" in forms)
+                if not asked or (form == "shared" and not Shared.fits(plan.loop, dtype)):
+                    continue
                 for number, (function, *how) in enumerate(kernels(loop, dtype)):
                     found = {"cell": name, "type": str(dtype), "loop": direction, "form": form, "chosen": chosen,
                              "stage": number}
@@ -98,7 +99,8 @@ def main() -> None:
     parser.add_argument("cells", nargs="*", help="all of the catalogue, if none is named")
     parser.add_argument("--units", type=int, default=64, help="the length of every size of a cell")
     parser.add_argument("--arch", type=int, default=90, help="90 is an H100, 80 an A100")
-    parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS, help="the forms of a loop, all if not said")
+    parser.add_argument("--forms", nargs="+", default=FORMS, choices=[*FORMS, "chosen"],
+                        help="the forms of a loop: all if not said, or the one that is chosen")
     parser.add_argument("--here", action="store_true", help="compile in this process")
     options = parser.parse_args()
     names = options.cells or cells.__all__
