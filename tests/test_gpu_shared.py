@@ -6,10 +6,9 @@ import pytest
 import torch
 from examples import CELLS, CORE, Example, assert_close
 from test_cpu import EDGES
-from test_gpu_steps import read_out
+from test_gpu_steps import all_options_at_once, forget_kernels, read_out
 
 from gatework import autograd, cells
-from gatework.autograd import functions
 from gatework.backends.gpu import kernel, shared, together
 from gatework.compiler import Input, Matrix, P, State, sigmoid, split, tanh, trace
 from gatework.nn import GRU, LSTM
@@ -21,18 +20,14 @@ BOUND = 2e-5  # of the largest value, as in test_gpu.py
 
 @pytest.fixture(autouse=True)
 def units_are_shared(monkeypatch):
-    def forget() -> None:
-        kernel._kernel.cache_clear()
-        functions.kernel_of_shapes.cache_clear()
-
     monkeypatch.setattr(kernel, "FORMS", (kernel.Shared,))
     monkeypatch.setattr(kernel, "_members", lambda loop, dtype: 2)
     monkeypatch.setattr(kernel, "PIECE", 16)
     monkeypatch.setattr(kernel.Shared, "fits", lambda loop, dtype: True)
     monkeypatch.setattr(together, "LONGEST_WAIT", 60)
-    forget()
+    forget_kernels()
     yield
-    forget()
+    forget_kernels()
 
 
 def made(example: Example, reverse: bool) -> dict[str, torch.Tensor]:
@@ -70,26 +65,22 @@ def test_odd_sizes_in_one_launch_or_in_several(cell, sizes, members, monkeypatch
 
 @pytest.mark.parametrize("make", [LSTM, GRU])
 def test_ragged_rows_resets_recorded_values_both_directions_and_layers_go_together(make):
-    torch.manual_seed(0)
-    ours = make(3, 18, num_layers=2, bidirectional=True, initial_state=True, backend="gpu")
-    reference = make(3, 18, num_layers=2, bidirectional=True, initial_state=True, backend="reference").double()
-    reference.load_state_dict(ours.state_dict())
-    x, resets = torch.randn(4, 5, 3), torch.rand(4, 5) < 0.3
-    results = []
-    for layer, given in ((ours, x), (reference, x.double())):
-        given = given.clone().requires_grad_()
-        output, last, values = layer(given, lengths=[2, 4, 0, 1, 4], resets=resets, record=True)
-        last = last if isinstance(last, tuple) else (last,)
-        (output.sin().sum() + sum(s.sum() for s in last) + sum(v.square().sum() for v in values.values())).backward()
-        results.append([output, *last, *values.values(), given.grad, *(p.grad for p in layer.parameters())])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=2e-5)  # float32 over four steps, both directions
+    for a, b in all_options_at_once(make, 18):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=5e-6)  # float32 over four steps, both directions
 
 
 def test_half_precision_stays_as_near_as_its_digits_allow():
     example = Example(trace(cells.lstm), 3, 3, 5, 18, torch.float16)
     found = example._results(torch.float16, lambda *parts: autograd.scan(example.cell, *parts, False, "gpu"))
     assert_close(found, example.expected(), 8 * 2.0**-11)  # a few roundings to 11 digits each
+
+
+def test_nan_in_one_row_stays_in_that_row():
+    x = torch.randn(3, 4, 2)
+    x[1, 2] = torch.nan
+    output, _ = GRU(2, 18, backend="gpu")(x)
+    assert output[1:, 2].isnan().all()
+    assert output[:, [0, 1, 3]].isfinite().all()
 
 
 def test_a_member_that_is_never_met_ends_in_an_error(monkeypatch):

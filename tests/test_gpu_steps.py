@@ -19,16 +19,17 @@ OTHERS = [trace(getattr(cells, name)) for name in cells.__all__ if name not in C
 BOUND = 2e-5  # of the largest value, as in test_gpu.py
 
 
+def forget_kernels() -> None:
+    kernel._kernel.cache_clear()
+    functions.kernel_of_shapes.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def no_weights_are_small(monkeypatch):
-    def forget() -> None:
-        kernel._kernel.cache_clear()
-        functions.kernel_of_shapes.cache_clear()
-
     monkeypatch.setattr(kernel, "MOST_RESIDENT", -1)
-    forget()
+    forget_kernels()
     yield
-    forget()
+    forget_kernels()
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -74,11 +75,11 @@ def test_odd_sizes(cell, sizes):
     assert_close(found, example.expected(True), BOUND)
 
 
-@pytest.mark.parametrize("make", [LSTM, GRU])
-def test_ragged_rows_resets_recorded_values_both_directions_and_layers_go_together(make):
+def all_options_at_once(make, hidden: int) -> zip:
+    """Pairs of results, ours and the reference backend's, of two layers in both directions."""
     torch.manual_seed(0)
-    ours = make(3, 5, num_layers=2, bidirectional=True, initial_state=True, backend="gpu")
-    reference = make(3, 5, num_layers=2, bidirectional=True, initial_state=True, backend="reference").double()
+    ours = make(3, hidden, num_layers=2, bidirectional=True, initial_state=True, backend="gpu")
+    reference = make(3, hidden, num_layers=2, bidirectional=True, initial_state=True, backend="reference").double()
     reference.load_state_dict(ours.state_dict())
     x, resets = torch.randn(4, 5, 3), torch.rand(4, 5) < 0.3
     results = []
@@ -88,7 +89,12 @@ def test_ragged_rows_resets_recorded_values_both_directions_and_layers_go_togeth
         last = last if isinstance(last, tuple) else (last,)
         (output.sin().sum() + sum(s.sum() for s in last) + sum(v.square().sum() for v in values.values())).backward()
         results.append([output, *last, *values.values(), given.grad, *(p.grad for p in layer.parameters())])
-    for a, b in zip(*results, strict=True):
+    return zip(*results, strict=True)
+
+
+@pytest.mark.parametrize("make", [LSTM, GRU])
+def test_ragged_rows_resets_recorded_values_both_directions_and_layers_go_together(make):
+    for a, b in all_options_at_once(make, 5):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=5e-6)  # float32 over four steps, both directions
 
 

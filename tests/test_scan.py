@@ -11,11 +11,20 @@ from numpy_meaning import compute, draw_leaf, draw_parameters, evaluate, stacked
 import gatework
 from gatework import cells
 from gatework.backends import reference
-from gatework.compiler import Cell, Expr, Scan, Terms, split, trace
-from gatework.compiler.expr import order
+from gatework.compiler import Bias, Cell, Expr, Input, Matrix, Scan, State, Terms, mean, split, sqrt, tanh, trace
+from gatework.compiler import sum as feature_sum
+from gatework.compiler.expr import order, size
 from gatework.compiler.ops import PRODUCTS
 
-CELLS = [*(getattr(cells, name) for name in cells.__all__), *my_cells.CELLS]
+
+def not_the_mean(x: Input, h: State, W: Matrix, U: Matrix, b: Bias):
+    """A sum over the features of one vector, divided by the length of another: what is left does not add up to 0."""
+    a = W @ x + U @ h
+    left = a - feature_sum(a) / size("I")
+    return dict(h=tanh(left / sqrt(mean(left * left) + 0.1) + b))
+
+
+CELLS = [*(getattr(cells, name) for name in cells.__all__), *my_cells.CELLS, not_the_mean]
 SIZES = {"I": 2, "H": 5, "P": 3, "S": 4}
 Values = dict[Expr, np.ndarray]
 

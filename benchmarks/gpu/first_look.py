@@ -178,6 +178,19 @@ def share_units() -> None:
     functions.kernel_of_shapes.cache_clear()
 
 
+def add_checks(report: Report, part: str, names: list[str], types: list, device: str, sizes: tuple) -> None:
+    for name in names:
+        for dtype in types:
+            report.add(part, f"{name} {dtype}", check, name, dtype, device, sizes)
+
+
+def add_times(report: Report, part: str, types: list, device: str, sizes: list[tuple]) -> None:
+    for size in sizes:
+        for dtype in types:
+            for kind in ("LSTM", "GRU"):
+                report.add(part, f"{kind} {dtype} {size}", beside_cudnn, kind, dtype, device, size)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json")
@@ -190,28 +203,19 @@ def main() -> None:
         "triton": triton.__version__, "gatework": gatework.__version__})
     names = ["lstm"] if options.smoke else cells.__all__
     types = [torch.float32] if options.smoke else list(BOUNDS)
-    for name in names:
-        for dtype in types:
-            report.add("checks", f"{name} {dtype}",
-                       check, name, dtype, device, (3, 5, 7, 20) if options.smoke else (7, 33, 20, 60))
-            report.add("checks, step by step", f"{name} {dtype}",
-                       check, name, dtype, device, (2, 3, 4, 160) if options.smoke else STEPS)
-    for sizes in [(2, 3, 4, 5)] if options.smoke else SIZES:
-        for dtype in types:
-            for kind in ("LSTM", "GRU"):
-                report.add("cudnn", f"{kind} {dtype} {sizes}", beside_cudnn, kind, dtype, device, sizes)
-        report.add("peephole", str(sizes), beside_a_loop, device, sizes)
+    few, large, sizes = (7, 33, 20, 60), STEPS, SIZES
+    if options.smoke:
+        few, large, sizes = (3, 5, 7, 20), (2, 3, 4, 160), [(2, 3, 4, 5)]
+    add_checks(report, "checks", names, types, device, few)
+    add_checks(report, "checks, step by step", names, types, device, large)
+    add_times(report, "cudnn", types, device, sizes)
+    for size in sizes:
+        report.add("peephole", str(size), beside_a_loop, device, size)
     # Last of all: programs that missed each other would wait for ever.
     share_units()
     halves = [torch.float16] if options.smoke else [torch.bfloat16, torch.float16]
-    for name in names:
-        for dtype in halves:
-            report.add("checks, units shared", f"{name} {dtype}",
-                       check, name, dtype, device, (2, 3, 4, 160) if options.smoke else STEPS)
-    for sizes in [(2, 3, 4, 160)] if options.smoke else SIZES:
-        for dtype in halves:
-            for kind in ("LSTM", "GRU"):
-                report.add("cudnn, units shared", f"{kind} {dtype} {sizes}", beside_cudnn, kind, dtype, device, sizes)
+    add_checks(report, "checks, units shared", names, halves, device, large)
+    add_times(report, "cudnn, units shared", halves, device, [large] if options.smoke else sizes)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Receives the values that one turn of a loop computes, hands on the order in which a kernel computes them.
 
 A stage is one pass over the units of a vector, for all rows. It begins with products whose operands were complete
-before it, and evaluates on registers everything that these make possible. A product of a value of this step, or a
-sum over features, needs the whole vector and so begins a later stage.
+before it, and evaluates on registers what these make possible, but what is made of memory alone only once it is read. A
+product of a value of this step, or a sum over features, needs the whole vector and so begins a later stage.
 """
 
 from __future__ import annotations

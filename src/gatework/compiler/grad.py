@@ -64,8 +64,8 @@ def _is_mean(e: Expr, vectors: list[Expr]) -> bool:
     if (number(e.args[1]) if several else 1) != len(vectors):
         return False
     mean = e.args[0] if several else e
-    return (mean.op == "div" and mean.args[0].op == "sum" and mean.args[1].op == "size"
-            and mean.args[0].args[0] is functools.reduce(add, vectors))
+    return (mean.op == "div" and mean.args[0].op == "sum" and mean.args[0].args[0] is functools.reduce(add, vectors)
+            and (mean.args[1].op, mean.args[1].attr) == ("size", *vectors[0].dims))
 
 
 def _terms(e: Expr) -> list[Expr]:

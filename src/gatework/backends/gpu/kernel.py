@@ -44,6 +44,7 @@ class Compiled:
 
     @staticmethod
     def fits(loop: Loop, dtype: torch.dtype) -> bool:
+        """Whether the weights of a loop have room."""
         return (resident_values(loop) * dtype.itemsize <= _most_resident()
                 and longest_operand(loop) <= LONGEST.get(dtype, math.inf))
 
