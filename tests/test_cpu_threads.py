@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 import torch
 from examples import CELLS, Example, assert_same_bits
 
 from gatework import autograd
 from gatework.backends.batch import Batch
-from gatework.backends.cpu import kernel, threads
+from gatework.backends.cpu import jit, kernel, threads
+from gatework.backends.cpu.ir import Function, Module
+from gatework.backends.cpu.target import target
 
 STEPS, INPUT, HIDDEN = 4, 1, 37
 COUNTS = [1, 2, 3]
@@ -132,3 +136,41 @@ def test_a_sequence_in_pieces_gives_the_same_bits_as_in_one(cell, reverse, train
         monkeypatch.setattr(kernel, "AT_ONCE", 64)
         monkeypatch.setattr(kernel, "ROWS_AT_ONCE", rows)
         assert_same_bits(run(), expected)
+
+
+def meetings(turns: int) -> str:
+    """IR in which each member writes down the turn, meets, and counts whom it finds elsewhere; one waits now and then.
+
+    The arguments: a word for each member's turn and one for what it has counted, each on lines of its own.
+    """
+    module = Module(target(), 4)
+    module.functions.append(threads.waiting(module.target))
+    f = Function(module, "turns", threads.SIGNATURE, internal=False)
+    mine = f.at("%arguments", f.integer("mul", "%me", 256))
+    with f.loop("0", turns) as turn:
+        late = f.value(f"icmp eq i64 {f.integer('urem', turn, '%all')}, %me")
+        with f.loop("0", f.value(f"select i1 {late}, i64 2000, i64 0")) as k:
+            f.line(f"store volatile i64 {k}, ptr {f.at(mine, 128)}")
+        f.line(f"store atomic i64 {turn}, ptr {mine} monotonic, align 8")
+        threads.meet(f)
+        with f.loop("0", "%all") as k:
+            seen = f.value(f"load atomic i64, ptr {f.at('%arguments', f.integer('mul', k, 256))} monotonic, align 8")
+            wrong = f.value(f"zext i1 {f.value(f'icmp ne i64 {seen}, {turn}')} to i64")
+            total = f.integer("add", f.load_word(mine, 8), wrong)
+            f.line(f"store i64 {total}, ptr {f.at(mine, 64)}")
+        threads.meet(f)
+    f.finish()
+    return module.text()
+
+
+def found_elsewhere(members: int, turns: int) -> int:
+    kernel = jit.load(f"meetings {turns}", lambda: meetings(turns), target())
+    words = array("q", [0] * (32 * members))
+    threads.run(kernel.function("turns", *threads.KINDS), threads.address_of(words), [(0, 0, 0, 0)] * members, True)
+    assert all(words[32 * k] == turns - 1 for k in range(members))
+    return sum(words[32 * k + 8] for k in range(members))
+
+
+@pytest.mark.parametrize("members", [2, 3, 5])
+def test_who_has_met_finds_all_others_in_the_same_turn(members):
+    assert found_elsewhere(members, 500) == 0

@@ -63,6 +63,22 @@ def saved(tmp_path):
 BOUND = {torch.float32: 2e-6, torch.float64: 1e-14}
 
 
+@pytest.mark.parametrize("hidden", [33, 150, 330])  # blocks one by one, four at once, and some left over
+@pytest.mark.parametrize("streams", [1, 2, 9])
+def test_steps_that_go_through_the_weights_from_either_end_have_the_same_bits(hidden, streams, tmp_path):
+    torch.manual_seed(0)
+    layer = nn.LSTM(5, hidden)
+    nn.save(layer, tmp_path)
+    model, x = gatework.runtime.load(tmp_path), torch.randn(streams, 5)
+    state = {n: np.float32(a) for n, a in zip(("h_l0", "c_l0"), torch.randn(2, streams, hidden).tanh().numpy())}
+    made = [model.step(x.numpy(), state) for _ in range(3)]  # each goes the other way than the one before
+    for y, after in made[1:]:
+        assert np.array_equal(y, made[0][0])
+        assert np.array_equal(after["c_l0"], made[0][1]["c_l0"])
+    expected = layer(x[None], tuple(torch.tensor(s)[None] for s in state.values()))[0][0]
+    assert np.abs(made[0][0] - expected.detach().numpy()).max() < BOUND[torch.float32]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", cells.__all__)
 def test_runtime_steps_are_the_layers_steps_and_those_of_the_whole_sequence(name, dtype, tmp_path):

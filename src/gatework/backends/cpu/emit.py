@@ -33,7 +33,7 @@ from .panels import (
 from .parts import report
 from .shape import TILE_ROWS, TILES, Panel, Run, Shaped, Tiled, in_tiles, lies_ready, rounded, row_bytes
 from .target import Target
-from .threads import SIGNATURE, WAITING, meet, share_of
+from .threads import SIGNATURE, meet, share_of, waiting
 
 
 def emit(loop: Shaped, target: Target, size: int) -> str:
@@ -43,7 +43,7 @@ def emit(loop: Shaped, target: Target, size: int) -> str:
     every stage. `pack` takes some blocks of a panel.
     """
     module = Module(target, size)
-    module.functions.append(WAITING)
+    module.functions.append(waiting(target))
     for step in loop.passes:
         for panel in step.panels:
             if loop.on_unit:
@@ -64,11 +64,9 @@ def splits_units(loop: Shaped, lanes: int) -> bool:
 
 
 def tile_values(loop: Shaped, lanes: int) -> int:
-    return max((_tile_blocks(s) * s.rows * len(s.stage.products) * s.vectors * lanes for s in loop.passes), default=0)
-
-
-def _tile_blocks(step: Tiled) -> int:
-    return max([1, *step.wide.values()])
+    """Sums of a tile, and behind them a word that says which way the walk before this one went."""
+    sums = (max([1, *s.wide.values()]) * s.rows * len(s.stage.products) * s.vectors for s in loop.passes)
+    return (max(sums, default=0) + 1) * lanes
 
 
 class _Kernel(Memory):
@@ -80,7 +78,8 @@ class _Kernel(Memory):
         self.shared = splits_units(loop, module.lanes)  # else one thread has all units of its rows
         self.index = {name: k for k, name in enumerate(loop.buffers)}
         self.seen = ""  # variable: lanes of operands that were infinite, or no number
-        self.sums = tile_values(loop, module.lanes) * module.size  # bytes of the sums of a tile
+        self.sums = tile_values(loop, module.lanes) * module.size  # bytes of the sums of a tile, and of a word
+        self.back = ""  # whether this turn goes through the blocks from the last one to the first
 
     def write(self) -> None:
         f = self.f
@@ -100,7 +99,13 @@ class _Kernel(Memory):
                 self.edge[name] = f.load_word("%arguments", 7 + 3 * k, "ptr")
         end = f.integer("add", "%first", "%rows")
         from_end = f.value(f"icmp slt i64 {direction}, 0")
+        # Every other turn goes through the blocks backwards: it begins with the weights that the one before has left in
+        # the caches. Whatever this word holds at first will do.
+        ways = f.at("%tile", self.sums - 8)
         with f.loop("0", turns) as turn:
+            way = f.integer("add", f.load_word(ways, 0), 1)
+            f.line(f"store i64 {way}, ptr {ways}")
+            self.back = f.value(f"trunc i64 {way} to i1")
             step = f.integer("add", first, f.integer("mul", turn, direction))
             here = f.at(offsets, f.integer("mul", step, 8))
             self.offset = {0: f.load_word(here, 0)}
@@ -188,11 +193,13 @@ class _Kernel(Memory):
         """Some blocks of units, for some of the rows of this entry."""
         f = self.f
         usual, extra, at_once = self._tiling(step, f.integer("sub", last, first))
-        block = f.variable("i64", begin)
-        with f.while_below(block, end) as now:
-            left = f.integer("sub", end, now)
+        done, total = f.variable("i64", "0"), f.integer("sub", end, begin)
+        with f.while_below(done, total) as past:
+            left = f.integer("sub", total, past)
             fits = f.value(f"icmp sle i64 {at_once}, {left}")
             blocks = f.value(f"select i1 {fits}, i64 {at_once}, i64 1")
+            from_last = f.integer("add", begin, f.integer("sub", left, blocks))
+            now = f.value(f"select i1 {self.back}, i64 {from_last}, i64 {f.integer('add', begin, past)}")
             begun, index = f.variable("i64", first), f.variable("i64", "0")
             with f.while_below(begun, last) as row:
                 tile = f.value(f"load i64, ptr {index}")
@@ -200,9 +207,10 @@ class _Kernel(Memory):
                 rows = f.smaller(f.integer("add", usual, larger), f.integer("sub", last, row))
                 if step.panels:
                     self._prefetch(step, now, row, rows)
-                # The block to come: the next one, or the first one of the next turn.
-                after = f.integer("add", now, blocks)
-                after = f.value(f"select i1 {f.value(f'icmp slt i64 {after}, {end}')}, i64 {after}, i64 {begin}")
+                # The block to come; after the last one it is this one, with which the next turn begins.
+                along = f.value(f"select i1 {self.back}, i64 -1, i64 {blocks}")
+                along = f.value(f"select i1 {f.value(f'icmp eq i64 {left}, {blocks}')}, i64 0, i64 {along}")
+                after = f.integer("add", now, along)
                 half = f.integer("and", tile, 1)
                 for panel in step.panels:
                     if self.loop.on_unit:
@@ -212,7 +220,7 @@ class _Kernel(Memory):
                 self._epilogue(step, now, blocks, row, rows)
                 f.line(f"store i64 {f.integer('add', tile, 1)}, ptr {index}")
                 f.line(f"store i64 {f.integer('add', row, rows)}, ptr {begun}")
-            f.line(f"store i64 {f.integer('add', now, blocks)}, ptr {block}")
+            f.line(f"store i64 {f.integer('add', past, blocks)}, ptr {done}")
 
     def _multiply(self, step: Tiled, panel: Panel, block: str, blocks: str, row: str, rows: str, after: str,
                   half: str) -> None:

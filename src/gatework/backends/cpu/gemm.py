@@ -75,7 +75,7 @@ def _function(machine: Target):
 def text(machine: Target) -> str:
     """The LLVM IR of `multiply`, which one member of a team runs."""
     module = Module(machine, 4)
-    module.functions.append(threads.WAITING)
+    module.functions.append(threads.waiting(module.target))
     write_turning(module)
     for name, pairs in (("rows", False), ("pairs", True)):
         _write_tile(module, name, pairs)

@@ -32,7 +32,9 @@ WORTH_A_THREAD = 1 << 19
 # Threads that own rows each read all panels in every step; beyond the second cache of a core, sharing the units and
 # meeting after every stage is faster, if there is enough to do in between.
 MOST_PANEL = 1 << 20
-WORTH_A_MEETING, WORTH_A_TILE = 1 << 14, 1 << 20
+WORTH_A_MEETING, WORTH_A_TILE = 7 << 10, 1 << 20
+# Up to so much between two meetings two directions on a thread each are faster than one after the other with both.
+MOST_ALONE = 1 << 14
 # Bytes of input products that are made and used up before the next ones are made; in a product of fewer rows than these
 # packing the weights would weigh.
 AT_ONCE = 1 << 23
@@ -118,7 +120,7 @@ class Compiled:
         total = batch.total
         if total < TILE_ROWS * batch.steps or not self._is_broad:
             return False
-        parts, together = self._parts(batch, total, most)
+        parts, together = self._parts(batch, total, batch.steps, most)
         rows = total / batch.steps / (1 if together else len(parts))
         return (rows >= FULL * TILE_ROWS * -(-rows // TILE_ROWS)
                 and (rows > TILE_ROWS or not together or not self._is_wide(batch))
@@ -174,7 +176,7 @@ class Compiled:
             words += address, width, xp.address(edges[name]) if name in edges else 0
         _, panels, infinite = weights
         words += *panels, _address(infinite)
-        parts, together = self._parts(batch, end - begin, xp.threads())
+        parts, together = self._parts(batch, end - begin, span[1] - span[0], xp.threads())
         own, at = [], batch.rows * self.loop.scratch_row
         for _, count in parts:
             own.append(at * self.size)
@@ -197,12 +199,13 @@ class Compiled:
         most = MOST_PANEL * (2 if self.loop.parts == PARTS else 1)  # the same weights are larger in parts
         return self.panel_values * self.size > most // (1 if batch.is_dense else 2)
 
-    def _parts(self, batch: Batch, total: int, most: int) -> tuple[list[tuple[int, int]], bool]:
-        """Rows for every thread, and whether the threads share the units of the same rows instead."""
+    def _parts(self, batch: Batch, total: int, steps: int, most: int) -> tuple[list[tuple[int, int]], bool]:
+        """Rows for every thread, and whether the threads share the units of the same rows instead; for so many steps
+        of a batch, with so many rows in all."""
         count = min(most, 1 + total * max(self.multiplications, 256) // WORTH_A_THREAD)
         if count == 1:
             return [(0, batch.rows)], False
-        rows = total / batch.steps  # that a step has; a thread with few of them only waits for the panels
+        rows = total / steps  # that a step has; a thread with few of them only waits for the panels
         if self.shareable and threads.team():
             work, few = rows * self.multiplications / count, rows < 2 * count or self._is_wide(batch)
             # A tile that all fill together is worth more than two that are half empty, but meeting weighs more there.
@@ -232,13 +235,18 @@ class Kernel(kernel.Kernel):
         loops = self._loops(which)
         if loops.in_parts and loops.in_parts.fills_tiles(batch, most):
             return None
-        parts, together = loops.by_vectors._parts(batch, batch.total, most)
+        parts, together = loops.by_vectors._parts(batch, batch.total, batch.steps, most)
         return len(parts), together
 
     def leaves_threads_idle(self, batch: Batch, most: int, which: str) -> bool:
-        """Whether a loop runs on one thread though half of it would be worth another one: it has too few rows."""
-        work = batch.total * self._loops(which).by_vectors.multiplications
-        return most > 1 and 2 * work >= WORTH_A_THREAD and self.team(batch, most, which) == (1, False)
+        """Whether a loop runs on one thread though half of it would be worth another one: it has too few rows. Or on
+        several that gain little."""
+        compiled, team = self._loops(which).by_vectors, self.team(batch, most, which)
+        if team is None or most == 1 or 2 * batch.total * compiled.multiplications < WORTH_A_THREAD:
+            return False
+        count, together = team
+        return count == 1 or (together and batch.rows * compiled.multiplications <=
+                              count * compiled.meetings * MOST_ALONE)
 
     def _loops(self, which: str) -> Loops:
         return {"inference": lambda: self._inference, "training": lambda: self._training,

@@ -126,7 +126,7 @@ class Recorder:
         team = threads.team()
         if team is None:
             raise NotRecorded("threads of Python's own")
-        point = self._told([0] * threads.POINT_WORDS) if together else 0
+        point = self._told(threads.point_of(len(parts))) if together else 0
         task = self._told(team.task(kernel, arguments, parts, point))
         self._step(replay.TEAM, team.starter, team.member, task, len(parts))
 

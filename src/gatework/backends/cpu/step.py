@@ -26,7 +26,7 @@ LINE = 64  # bytes: vectors of a kernel never straddle two cache lines where mem
 
 # Multiplications of a call from which on handing a share of them to another thread pays, and of each of its steps,
 # after which they meet; and of a call that takes so long that it waits for threads that sleep.
-WORTH_A_HELPER, WORTH_A_MEETING, WORTH_A_WAIT = 1 << 18, 1 << 16, 1 << 24
+WORTH_A_HELPER, WORTH_A_MEETING, WORTH_A_WAIT = 1 << 18, 1 << 14, 1 << 24
 
 
 class _Aligned(Numpy):

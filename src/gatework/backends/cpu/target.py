@@ -12,6 +12,7 @@ from functools import cache
 import llvmlite.binding as llvm
 
 SETTING = "GATEWORK_VECTOR"
+_PAUSE = "llvm.x86.sse2.pause"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Target:
     fast_division: bool = False  # a reciprocal estimate of 14 bits, one Newton step from float32
     wider_than_blas: bool = False  # MKL, torch's BLAS, multiplies with vectors that are half as wide
     pairs: bool = False          # vectors multiply pairs of bfloat16 (AVX512-BF16)
+    pause: str = ""              # LLVM's intrinsic for a thread that looks for what another one makes
     tiles: bool = False          # a matrix unit for bfloat16, whose tiles are 16 rows of 64 bytes (AMX)
 
     def __hash__(self) -> int:  # of all features, for every call, would take long
@@ -49,10 +51,10 @@ def _known(cpu: str, features: dict[str, bool]) -> dict[str, Target]:
             pairs = bool(features.get("avx512bf16") and features.get("avx512bw"))
             tiles = pairs and all(map(features.get, ("amx-tile", "amx-bf16"))) and _may_use_tiles()
             found["avx512"] = Target("avx512", 512, 32, cpu, flat + ",-prefer-256-bit", True, fast_division=True,
-                                     wider_than_blas=_has_zen5_units(cpu), pairs=pairs, tiles=tiles)
+                                     wider_than_blas=_has_zen5_units(cpu), pairs=pairs, tiles=tiles, pause=_PAUSE)
         if features.get("avx2") and features.get("fma"):
-            found["avx2"] = Target("avx2", 256, 16, "haswell", "", flag_flushes=True)
-        found["sse2"] = Target("sse2", 128, 16, "x86-64", "", flag_flushes=True)
+            found["avx2"] = Target("avx2", 256, 16, "haswell", "", flag_flushes=True, pause=_PAUSE)
+        found["sse2"] = Target("sse2", 128, 16, "x86-64", "", flag_flushes=True, pause=_PAUSE)
     elif platform.machine().lower() in ("aarch64", "arm64"):
         found["neon"] = Target("neon", 128, 32, cpu, flat)
     else:

@@ -17,7 +17,7 @@ from threading import Event, Lock, Thread
 from . import jit
 from .ir import Function, Module
 from .target import target
-from .threads import FOREVER, LOOKS_AT_ONCE, POINT_WORDS, SIGNATURE, WAITING
+from .threads import FOREVER, LOOKS_AT_ONCE, SIGNATURE, point_of, waiting
 
 # Words of a task: rows, layers, helpers, where the addresses of their boxes lie, where they meet, whether they were
 # missed, scratch of the first member and bytes from there to that of the next; then per layer: kernel, arguments,
@@ -61,7 +61,7 @@ done:
 def text() -> str:
     """The LLVM IR of `stack`, which runs a task, and of `help`, in which a helper waits for some."""
     module = Module(target(), 4)
-    module.functions += [WAITING, _HELP]
+    module.functions += [waiting(module.target), _HELP]
     _write_member(module)
     _write_stack(module)
     return module.text()
@@ -214,7 +214,8 @@ class Task:
                  threads: int, long: bool):
         self._helpers, self._long = helpers(threads - 1), long
         self._boxes = (ctypes.c_int64 * len(self._helpers))(*(h.box for h in self._helpers))
-        self._point = (ctypes.c_int64 * POINT_WORDS)()
+        point = point_of(threads)
+        self._point = (ctypes.c_int64 * len(point))(*point)
         words = [rows, len(layers), len(self._helpers), ctypes.addressof(self._boxes), ctypes.addressof(self._point), 0,
                  tile, tile_bytes]
         words += (word for layer in layers for word in layer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from itertools import chain
 
 from . import jit
 from .ir import Function
-from .target import target
+from .target import Target, target
 
 # What a kernel is called with: its arguments; rows; scratch of its own and of all; its number in a team that shares the
 # work on the same rows, the size of that team (1: nobody shares), and the point where it meets.
@@ -26,13 +27,25 @@ SIGNATURE = ["ptr %arguments", "i64 %first", "i64 %rows", "ptr %tile", "ptr %sha
              "ptr %point"]
 KINDS = [ctypes.c_void_p if a.startswith("ptr") else ctypes.c_int64 for a in SIGNATURE]
 
-# How often a thread looks for what it waits for without making room for others: for some ten microseconds.
-LOOKS_AT_ONCE = 20_000
+# How often a thread looks for what it waits for without making room for others: for some tens of microseconds.
+LOOKS_AT_ONCE = 1000
 FOREVER = (1 << 63) - 1
+_APART = 128  # bytes from the word of one member to the next one's: processors fetch lines of 64 in pairs
 
-# look(word, known, looks) returns what a word holds: once that is no longer what is known, or after so many looks.
-# meet(point, all) returns when all members of a team have come. The point: arrivals, and a count of meetings.
-WAITING = f"""declare i32 @sched_yield()
+
+def waiting(machine: Target) -> str:
+    """The LLVM IR of `look` and `meet`.
+
+    look(word, known, looks) returns what a word holds: once that is no longer what is known, or after so many looks.
+    meet(point, me, all) returns when all members of a team have come. The point: for each member how many times it has
+    come, on cache lines of its own, which all others look at: one counter for all would go from core to core twice as
+    often. Nobody can come twice before everybody has come once.
+    """
+    # Another thread may have the other half of this core.
+    declared = f"declare void @{machine.pause}()" if machine.pause else ""
+    pause = f"call void @{machine.pause}()" if machine.pause else ""
+    return f"""declare i32 @sched_yield()
+{declared}
 
 define internal i64 @look(ptr %word, i64 %known, i64 %looks) nounwind noinline {{
 entry:
@@ -46,6 +59,7 @@ again:
   %ends = or i1 %other, %tired
   br i1 %ends, label %done, label %wait
 wait:
+  {pause}
   %late = icmp sgt i64 %next, {LOOKS_AT_ONCE}
   br i1 %late, label %yield, label %again
 yield:
@@ -55,20 +69,24 @@ done:
   ret i64 %seen
 }}
 
-define internal void @meet(ptr %point, i64 %all) nounwind noinline {{
+define internal void @meet(ptr %point, i64 %me, i64 %all) nounwind noinline {{
 entry:
-  %meetings = getelementptr i8, ptr %point, i64 128
-  %now = load atomic i64, ptr %meetings monotonic, align 8
-  %before = atomicrmw add ptr %point, i64 1 acq_rel
-  %come = add i64 %before, 1
-  %last = icmp eq i64 %come, %all
-  br i1 %last, label %open, label %wait
-open:
-  store atomic i64 0, ptr %point monotonic, align 8
-  %opened = atomicrmw add ptr %meetings, i64 1 release
-  ret void
-wait:
-  %seen = call i64 @look(ptr %meetings, i64 %now, i64 {FOREVER})
+  %first = getelementptr i8, ptr %point, i64 {_APART // 2}
+  %along = mul i64 %me, {_APART}
+  %mine = getelementptr i8, ptr %first, i64 %along
+  %before = load atomic i64, ptr %mine monotonic, align 8
+  %now = add i64 %before, 1
+  store atomic i64 %now, ptr %mine release, align 8
+  br label %each
+each:
+  %k = phi i64 [0, %entry], [%next, %each]
+  %away = mul i64 %k, {_APART}
+  %other = getelementptr i8, ptr %first, i64 %away
+  %seen = call i64 @look(ptr %other, i64 %before, i64 {FOREVER})
+  %next = add i64 %k, 1
+  %more = icmp slt i64 %next, %all
+  br i1 %more, label %each, label %done
+done:
   ret void
 }}"""
 
@@ -85,7 +103,7 @@ def share_of(f: Function, total: str, unit: int = 1) -> tuple[str, str]:
 def meet(f: Function) -> None:
     """Write that the members of a team wait for each other, if there are several."""
     with f.when(f.value("icmp sgt i64 %all, 1")):
-        f.line("call void @meet(ptr %point, i64 %all)")
+        f.line("call void @meet(ptr %point, i64 %me, i64 %all)")
 
 
 # Words of a task: kernel, arguments, omp_get_thread_num, omp_get_num_threads, parts, meeting point, then per part:
@@ -141,7 +159,10 @@ def address_of(words: array) -> int:
     return words.buffer_info()[0]
 
 
-POINT_WORDS = 32  # two counters, each on a cache line of its own
+def point_of(members: int) -> list[int]:
+    """Where so many meet, before they have."""
+    return [0] * (members * _APART // 8)
+
 
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
@@ -176,14 +197,27 @@ class Team:
         return [kernel.address, arguments, self.number, self.size, len(parts), point, *chain.from_iterable(parts)]
 
 
+class _Library(ctypes.Structure):
+    _fields_ = (("address", ctypes.c_void_p), ("path", ctypes.c_char_p))  # what `dl_phdr_info` begins with
+
+
+def _loaded_libraries() -> list[str]:
+    """The paths of the shared libraries of this process, where the system tells (the list in /proc takes long)."""
+    found: list[str] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Library), ctypes.c_size_t, ctypes.c_void_p)
+    def see(library, size: int, data) -> int:
+        found.append(os.fsdecode(library.contents.path))
+        return 0
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).dl_iterate_phdr(see, None)
+    return found
+
+
 @cache
 def _loaded_team() -> Team | None:
-    try:
-        with open("/proc/self/maps") as maps:
-            loaded = {line.split()[-1] for line in maps if "omp" in line.rpartition("/")[2]}
-    except OSError:  # no such list on this system
-        return None
-    for path in sorted(loaded):
+    for path in sorted(path for path in _loaded_libraries() if "omp" in path.rpartition("/")[2]):
         try:
             library = ctypes.CDLL(path)
             start, number, size = library.GOMP_parallel, library.omp_get_thread_num, library.omp_get_num_threads
@@ -221,7 +255,7 @@ def run(kernel, arguments: int, parts: list[tuple[int, int, int, int]], together
         return
     members = team()
     if members is not None:
-        point = array("q", bytes(8 * POINT_WORDS) if together else b"")
+        point = array("q", point_of(len(parts)) if together else ())
         task = array("q", members.task(kernel, arguments, parts, address_of(point) if together else 0))
         members.start(members.member, address_of(task), len(parts), 0)
         return

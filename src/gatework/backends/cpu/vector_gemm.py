@@ -97,7 +97,7 @@ def function(machine: Target, size: int, paired: bool):
 def text(machine: Target, size: int, paired: bool) -> str:
     """The LLVM IR of `multiply`, which one member of a team runs, for values of so many bytes, or pairs as large."""
     module = Module(machine, size)
-    module.functions.append(threads.WAITING)
+    module.functions.append(threads.waiting(module.target))
     write_turning(module)
     _write_block(module, paired, far=False)
     if not paired:
