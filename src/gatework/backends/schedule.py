@@ -63,7 +63,9 @@ def is_invariant(e: Expr, memo: dict[Expr, bool]) -> bool:
 def regroup(roots: list[Expr], known: set[Expr]) -> list[Expr]:
     """Rewrite every sum: what stays the same in all steps first, then vectors, then its products as one `contract`."""
     nodes = order(roots, known=known)
-    uses = Counter(a for e in nodes for a in e.args) + Counter(roots)
+    uses = Counter(roots)
+    for e in nodes:
+        uses.update(e.args)
     into_sum = {a for e in nodes if e.op == "add" for a in e.args if uses[a] == 1 and a not in known}
     memo: dict[Expr, bool] = {}
     done: dict[Expr, Expr] = {}
@@ -72,11 +74,9 @@ def regroup(roots: list[Expr], known: set[Expr]) -> list[Expr]:
         return [p for a in e.args for p in (parts(a) if a.op == "add" and a in into_sum else [a])]
 
     for e in nodes:
-        if e.is_leaf:
-            done[e] = e
-        elif e in into_sum and e.op in ("add", "matvec", "matvecT"):
-            continue  # rewritten with the sum that it belongs to
-        elif e.op in ("add", "matvec", "matvecT"):
+        if e.op in ("add", "matvec", "matvecT"):
+            if e in into_sum:
+                continue  # rewritten with the sum that it belongs to
             terms = parts(e) if e.op == "add" else [e]
             products = [t for t in terms if t in into_sum and t.op in ("matvec", "matvecT")] if e.op == "add" else [e]
             others = [done.get(t, t) for t in terms if t not in set(products)]
@@ -90,7 +90,9 @@ def regroup(roots: list[Expr], known: set[Expr]) -> list[Expr]:
                 value = add(value, t)
             done[e] = value
         else:
-            done[e] = node(e.op, *(done.get(a, a) for a in e.args), attr=e.attr, dims=e.dims)
+            args = tuple(done.get(a, a) for a in e.args)
+            same = all(a is b for a, b in zip(args, e.args))
+            done[e] = e if same else node(e.op, *args, attr=e.attr, dims=e.dims)
     return [done.get(r, r) for r in roots]
 
 

@@ -169,8 +169,9 @@ def _write(key: str, code: bytes) -> None:
 @cache
 def _forget_unused(folder: Path) -> None:
     """Once in a process that compiles: remove what was of no use for so long, and what killed processes left."""
-    for pattern in ("*.o", ".part-*"):
-        for path in folder.glob(pattern):
-            with suppress(OSError):  # somebody else removes it as well
-                if path.stat().st_mtime < time.time() - UNUSED_DAYS * _DAY:
-                    path.unlink()
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.name.endswith(".o") or entry.name.startswith(".part-"):
+                with suppress(OSError):  # somebody else removes it as well
+                    if entry.stat().st_mtime < time.time() - UNUSED_DAYS * _DAY:
+                        os.unlink(entry.path)
