@@ -12,7 +12,7 @@ import gatework
 from gatework.autograd import calls
 from gatework.backends.cpu import kernel
 
-LONG = (150, 1, 20, 70)  # T, B, I, H: worth more than a thread, and sharing one row gains little
+LONG = (150, 1, 20, 70)  # T, B, I, H: worth more than a thread, and one row is nothing to share
 
 
 @pytest.fixture(autouse=True)

@@ -275,7 +275,7 @@ def test_the_short_way_of_autocast_ends_with_it_and_turns_it_on_again_after_an_e
             assert layer(x)[0].dtype == torch.float16
         with torch.autocast("cpu", enabled=False):
             assert layer(x)[0].dtype == torch.float32
-        monkeypatch.setattr(dispatch, "run", lambda *_: 1 / 0)
+        monkeypatch.setattr(dispatch, "run", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             layer(x)
         assert torch.is_autocast_enabled("cpu")

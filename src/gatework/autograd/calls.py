@@ -36,12 +36,13 @@ MOST_PROGRAMS = 256  # sizes of dense batches, and programs of ragged ones, of o
 # they are held from then on.
 MOST_VALUES, MOST_WORK = 1 << 23, 1 << 25
 
-_Result = tuple[tuple[int, ...], torch.dtype, bool]
+_Result = tuple[tuple[int, ...], torch.dtype, bool, bool]
 
 
 @dataclass
 class _Recorded:
-    """A walk as a program. Of its results: None, or shape and dtype, and whether there is a tail behind them."""
+    """A walk as a program. Of its results: None, or shape and dtype, whether there is a tail behind them, and whether
+    that is so little that the allocator has it."""
 
     program: Program
     batch: Batch | None  # a dense one, which the program points into
@@ -65,7 +66,10 @@ class _Recorded:
             if result is None:
                 made.append(None)
                 continue
-            front, dtype, tail = result
+            front, dtype, tail, small = result
+            if small:
+                made.append(torch.empty(front, dtype=dtype))
+                continue
             if told:
                 front = tuple(told[n.name] if isinstance(n, Known) else n for n in front)
             shape = (math.prod(front[:-1]) + TILE_ROWS - 1, front[-1]) if tail else front
@@ -351,7 +355,8 @@ def _record(kernel: Kernel, batch: Batch, given: Sequence[Tensor], sequences: Se
     if program.work_for(batch.total) > MOST_WORK:
         return None
     dtype = torch.float32 if kernel.short else given[0].dtype
-    results = [None if a is None else (tuple(shape), torch.bfloat16 if a.short else dtype, a.tail)
+    results = [None if a is None else (tuple(shape), torch.bfloat16 if a.short else dtype, a.tail, not a.tail and dense
+                                       and math.prod(shape) * dtype.itemsize < lasting.LARGE)
                for a, shape in zip(made, shapes(seen, made))]
     return _Recorded(program, batch if dense else None, results, loop != "inference",
                      kernel.leaves_threads_idle(batch, count, loop))

@@ -104,7 +104,7 @@ class Plan:
     def __call__(self, inputs: Sequence[Tensor], states: Sequence[Tensor], parameters: Sequence[Tensor],
                  ragged: Ragged | None = None, batch_first: bool = False
                  ) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
-        """What `scan` returns for tensors of these shapes; None where another way is due now.
+        """What `scan` returns for tensors of these shapes, last states as [1, B, size]; None where another way is due.
 
         With `ragged` the batch is padded, its rows are in any order, and so is what comes out; [B, T, size] each with
         `batch_first`. Then T is any number.
@@ -117,12 +117,12 @@ class Plan:
         else:
             call = Padded(self.kernel, ragged, shape, batch_first)
         if not self.short:
-            return run(call, (*inputs, *states, *parameters))
+            return run(call, (*inputs, *states, *parameters), of_layer=True)
         if torch.get_autocast_dtype("cpu") is not torch.bfloat16 or call.batch.total < TILE_ROWS:
             return None
         torch.set_autocast_enabled("cpu", False)  # as `scan` does with a context, which takes ten times as long
         try:
-            return run(call, (*inputs, *states, *parameters))
+            return run(call, (*inputs, *states, *parameters), of_layer=True)
         finally:
             torch.set_autocast_enabled("cpu", True)
 

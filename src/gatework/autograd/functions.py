@@ -51,13 +51,20 @@ def eager(kernel: Kernel, inputs, states, parameters, reverse, counts, checkpoin
     return [y.view(*shape, y.shape[1]) for y in made[:handed]], made[handed:]
 
 
-def run(call: Call | Pair, tensors: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Outputs and last states, differentiable if somebody may ask for that."""
+def run(call: Call | Pair, tensors: tuple[Tensor, ...], of_layer: bool = False
+        ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Outputs and last states, differentiable if somebody may ask for that; the latter [1, B, size] with `of_layer`."""
     if _differentiates(tensors):
-        made = _Scan.apply(call, *tensors)
+        made = _Scan.apply(call, of_layer, *tensors)
         return made[:call.handed], made[call.handed:]
     lasting.let_go()
-    return call.forward(tensors, False)[:2]
+    handed, last, _ = call.forward(tensors, False)
+    return handed, _of_layer(last) if of_layer else last
+
+
+def _of_layer(last: Sequence[Tensor]) -> list[Tensor]:
+    """Fresh last states [B, size] as [1, B, size]: views would be a function each for autograd."""
+    return [s.resize_(1, *s.shape) for s in last]
 
 
 def _differentiates(tensors: tuple[Tensor, ...]) -> bool:
@@ -124,26 +131,27 @@ class _Scan(torch.autograd.Function):
     """A whole sequence, in one direction or both, with all that its derivative needs."""
 
     @staticmethod
-    def forward(ctx, call: Call | Pair, *tensors: Tensor):
+    def forward(ctx, call: Call | Pair, of_layer: bool, *tensors: Tensor):
         handed, last, kept = call.forward(tensors, True)
         ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *(handed if call.keeps_outputs else ()), *kept)
-        return *handed, *last
+        return *handed, *(_of_layer(last) if of_layer else last)
 
     @staticmethod
     def backward(ctx, *gradients):
-        call, needs, saved = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
+        call, needs, saved = ctx.call, ctx.needs_input_grad[2:], ctx.saved_tensors
         count, outputs = len(needs), call.handed
         behind = count + outputs * call.keeps_outputs
         tensors, handed, kept = saved[:count], saved[count:behind], saved[behind:]
-        upstream, last = gradients[:outputs], gradients[outputs:]
+        upstream = gradients[:outputs]
+        last = [d if d is None or d.dim() == 2 else d.squeeze(0) for d in gradients[outputs:]]
         if torch.is_grad_enabled():
-            return None, *call.differentiable(tensors, upstream, last, needs)
+            return None, None, *call.differentiable(tensors, upstream, last, needs)
         if torch._C._autograd._get_current_graph_task_keep_graph():
             xp = arrays_of(call.kernel, tensors[0])
             kept = [xp.copy(k) for k in kept]  # another backward pass may follow, and this one writes over them
-        return None, *call.backward(upstream, last, tensors, handed, kept, needs)
+        return None, None, *call.backward(upstream, last, tensors, handed, kept, needs)
 
 
 class _Checkpointed(torch.autograd.Function):

@@ -79,7 +79,7 @@ class Plain:
         if recorded:
             named = dict(zip(settled.outputs, handed))
             records = {f"{name}_l0": named[name] for name in recorded}
-        return handed[0], [s.unsqueeze(0) for s in last], records
+        return handed[0], list(last), records
 
     def settle(self, layer, x: Tensor, lengths, resets: Tensor | None, recorded: tuple[str, ...]) -> None:
         """Remember how the layer has made its results of x, if that was plain."""

@@ -33,7 +33,7 @@ class _Description:
         stage = step.stage
         return (bool(stage.dims), self._all(stage.nodes), self._all(stage.sums), step.size,
                 [(self._of(e), self._place(place)) for e, place in step.stores], self._all(step.keep),
-                [self._panel(p) for p in step.panels], step.vectors, step.rows, step.wide)
+                [self._panel(p) for p in step.panels], step.vectors, step.rows, step.wide, step.streamed)
 
     def _panel(self, panel: Panel) -> tuple:
         pieces = [(length, [how for _, _, how in matrices]) for length, matrices in panel.pieces]

@@ -32,9 +32,7 @@ WORTH_A_THREAD = 1 << 19
 # Threads that own rows each read all panels in every step; beyond the second cache of a core, sharing the units and
 # meeting after every stage is faster, if there is enough to do in between.
 MOST_PANEL = 1 << 20
-WORTH_A_MEETING, WORTH_A_TILE = 7 << 10, 1 << 20
-# Up to so much between two meetings two directions on a thread each are faster than one after the other with both.
-MOST_ALONE = 1 << 14
+WORTH_A_MEETING, WORTH_A_TILE = 1 << 14, 1 << 20
 # Bytes of input products that are made and used up before the next ones are made; in a product of fewer rows than these
 # packing the weights would weigh.
 AT_ONCE = 1 << 23
@@ -239,14 +237,9 @@ class Kernel(kernel.Kernel):
         return len(parts), together
 
     def leaves_threads_idle(self, batch: Batch, most: int, which: str) -> bool:
-        """Whether a loop runs on one thread though half of it would be worth another one: it has too few rows. Or on
-        several that gain little."""
-        compiled, team = self._loops(which).by_vectors, self.team(batch, most, which)
-        if team is None or most == 1 or 2 * batch.total * compiled.multiplications < WORTH_A_THREAD:
-            return False
-        count, together = team
-        return count == 1 or (together and batch.rows * compiled.multiplications <=
-                              count * compiled.meetings * MOST_ALONE)
+        """Whether a loop runs on one thread though half of it would be worth another one: it has too few rows."""
+        work = batch.total * self._loops(which).by_vectors.multiplications
+        return most > 1 and 2 * work >= WORTH_A_THREAD and self.team(batch, most, which) == (1, False)
 
     def _loops(self, which: str) -> Loops:
         return {"inference": lambda: self._inference, "training": lambda: self._training,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from ..plan import Place
@@ -52,6 +54,11 @@ def calls_next_block(module: Module, step: Tiled, panel: Panel) -> bool:
     return panel.steps * len(panel.slots) * step.vectors * vector_bytes(module, panel) <= MOST_NEXT
 
 
+def _calls_as_it_reads(step: Tiled, rows: int) -> bool:
+    """Whether inner products call for what comes soon of each block: a single row leaves no time for all of one."""
+    return step.streamed and rows == 1
+
+
 def lines_ahead(module: Module, step: Tiled, panel: Panel) -> int:
     """Lines that one turn of an inner product calls for: more than are needed cost up to a third of its time."""
     read = UNROLL * len(panel.slots) * step.vectors * vector_bytes(module, panel)
@@ -86,7 +93,7 @@ def inner_name(module: Module, step: Tiled, panel: Panel, rows: int, blocks: int
     """Named by all that its code depends on: panels of one shape share it."""
     slots = "".join(f"{slot}{'b' if begun else ''}_" for slot, begun in zip(panel.slots, panel.begun))
     marks = ["m" * (len(panel.runs) > 1), "o" * _is_odd(panel), "f" * calls_next_block(module, step, panel),
-             "s" * panel.short, "p" * panel.paired]
+             "s" * panel.short, "p" * panel.paired, "r" * _calls_as_it_reads(step, rows)]
     length = f"_{panel.steps}" if blocks > 1 else ""
     return (f"dot_{slots}of{len(step.stage.products)}x{step.vectors}_{rows}of{step.rows}x{blocks}_{stride}{length}"
             f"_{''.join(marks)}")
@@ -135,9 +142,13 @@ def _write_inner_product(module: Module, step: Tiled, panel: Panel, rows: int, b
         p = f.at("%panel", f.integer("mul", k, row))
         pairs: dict[tuple[int, int], str] = {}
         columns = [(b, j) for b in range(blocks) for j in range(across)]
-        for line in range(number * lines // UNROLL, (number + 1) * lines // UNROLL):
-            at_line = f.integer("add", f.integer("mul", k, far), line * LINE - number * far)
-            f.prefetch(f.at("%ahead", at_line), near=not calls_next_block(module, step, panel))
+        if _calls_as_it_reads(step, rows):
+            for b, line in product(range(blocks), range(0, row, LINE)):
+                f.prefetch(f.at(p, b * block_stride + NEAR + line), near=True)
+        else:
+            for line in range(number * lines // UNROLL, (number + 1) * lines // UNROLL):
+                at_line = f.integer("add", f.integer("mul", k, far), line * LINE - number * far)
+                f.prefetch(f.at("%ahead", at_line), near=not calls_next_block(module, step, panel))
 
         def spread(r: int) -> str:
             return f.load_spread(f.at(a, r * stride * module.size))

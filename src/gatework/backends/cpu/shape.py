@@ -13,6 +13,8 @@ from .target import Target
 # by two, so that what is loaded is used twice.
 TILE_ROWS, TILE_VALUES, TILES = 16, 32, 2
 CHUNK = 2 * TILE_VALUES  # bytes of one row of a tile
+# Bytes of the panels of a stage that are more than first caches hold, of one thread or of two.
+FIRST_CACHES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Tiled(Pass):
     vectors: int = 1                                      # vectors of units in one block
     rows: int = 8                                         # rows in one tile, at the most
     wide: dict[int, int] = field(default_factory=dict)    # rows -> blocks at once, where few rows leave registers free
+    streamed: bool = False                                # its panels come from the second caches or from beyond them
 
 
 @dataclass
@@ -108,6 +111,10 @@ def shape(loop: Loop, target: Target, lanes: int, parts: int = 0, short_weights:
                 _set_rows(step, target, lanes, chunk)
             _panels(loop, step, number, across)
             step.panels = [replace(p, short=short_weights, paired=bool(parts) and not on_unit) for p in step.panels]
+            walked = sum(p.steps * len(p.slots) for p in step.panels) * -(-step.size // lanes)  # vectors
+            step.streamed = walked * target.bits // 8 > FIRST_CACHES * (1 + short_weights)
+            if step.streamed:  # of fewer blocks at once the next turn, which comes from the other end, finds more
+                step.wide = {rows: min(2, wide) for rows, wide in step.wide.items()}
     return loop
 
 
