@@ -167,9 +167,9 @@ def gain(axes: Axes, lines: list[dict]) -> None:
         axes.barh([y + shift for y in range(len(lines))], [one[name] for one in lines], 0.38, color=colour, label=name)
     axes.axvline(GAIN, color=INK, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(lines)), [", ".join(map(str, one["size"])) for one in lines])
-    axes.set(xlabel="speed with two threads over one, training (T, B, I, H)", xlim=(0, 2.2))
+    axes.set(xlabel="speed with two threads over one, training (T, B, I, H)")
     axes.invert_yaxis()
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))  # above the bars
 
 
 def main() -> None:
