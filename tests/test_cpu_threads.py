@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 
 import pytest
@@ -175,9 +174,3 @@ def found_elsewhere(members: int, turns: int) -> int:
 @pytest.mark.parametrize("members", [2, 3, 5])
 def test_who_has_met_finds_all_others_in_the_same_turn(members):
     assert found_elsewhere(members, 500) == 0
-
-
-def test_who_waits_keeps_its_core_where_there_is_one_for_each(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
-    assert [threads.point_of(n)[0] for n in (2, 3)] == [threads.PATIENT_LOOKS, threads.LOOKS_AT_ONCE]
-    assert not any(threads.point_of(2)[1:])

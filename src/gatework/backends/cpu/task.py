@@ -39,7 +39,7 @@ entry:
   %given = getelementptr i8, ptr %box, i64 {_LINE}
   br label %idle
 idle:
-  %state = call i64 @look(ptr %box, i64 {AWAKE}, i64 {_LOOKS}, i64 {LOOKS_AT_ONCE})
+  %state = call i64 @look(ptr %box, i64 {AWAKE}, i64 {_LOOKS})
   switch i64 %state, label %idle [i64 {GIVEN}, label %work i64 {AWAKE}, label %sleep]
 work:
   %task = load ptr, ptr %given
@@ -112,7 +112,7 @@ def _write_stack(module: Module) -> None:
     f.line(f"call void @member(ptr %task, i64 0, i64 {members})")
     with f.when(whole):  # a helper that is still on its way out reads what may be gone after this call
         with f.loop("0", count) as k:
-            f.value(f"call i64 @look(ptr {box(k)}, i64 {GIVEN}, i64 {FOREVER}, i64 {LOOKS_AT_ONCE})")
+            f.value(f"call i64 @look(ptr {box(k)}, i64 {GIVEN}, i64 {FOREVER})")
     f.finish()
 
 

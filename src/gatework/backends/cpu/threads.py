@@ -27,10 +27,8 @@ SIGNATURE = ["ptr %arguments", "i64 %first", "i64 %rows", "ptr %tile", "ptr %sha
              "ptr %point"]
 KINDS = [ctypes.c_void_p if a.startswith("ptr") else ctypes.c_int64 for a in SIGNATURE]
 
-# How often a thread looks for what it waits for before it makes room for others: for some microseconds; or for some
-# milliseconds, where it has a core for itself. Then whoever comes late is at work on another one, and who makes room
-# there loses the core to other processes for as long as these want it.
-LOOKS_AT_ONCE, PATIENT_LOOKS = 250, 300_000
+# How often a thread looks for what it waits for without making room for others: for some ten microseconds.
+LOOKS_AT_ONCE = 300
 FOREVER = (1 << 63) - 1
 _APART = 128  # bytes from the word of one member to the next one's: processors fetch lines of 64 in pairs
 
@@ -38,11 +36,10 @@ _APART = 128  # bytes from the word of one member to the next one's: processors 
 def waiting(machine: Target) -> str:
     """The LLVM IR of `look` and `meet`.
 
-    look(word, known, looks, patience) returns what a word holds: once that is no longer what is known, or after so many
-    looks, making room for others between them after the first ones, as many as `patience` says.
-    meet(point, me, all) returns when all members of a team have come. The point: their patience, and for each member
-    how many times it has come, on cache lines of its own, which all others look at: one counter for all would go from
-    core to core twice as often. Nobody can come twice before everybody has come once.
+    look(word, known, looks) returns what a word holds: once that is no longer what is known, or after so many looks.
+    meet(point, me, all) returns when all members of a team have come. The point: for each member how many times it has
+    come, on cache lines of its own, which all others look at: one counter for all would go from core to core twice as
+    often. Nobody can come twice before everybody has come once.
     """
     # Another thread may have the other half of this core.
     declared = f"declare void @{machine.pause}()" if machine.pause else ""
@@ -50,7 +47,7 @@ def waiting(machine: Target) -> str:
     return f"""declare i32 @sched_yield()
 {declared}
 
-define internal i64 @look(ptr %word, i64 %known, i64 %looks, i64 %patience) nounwind noinline {{
+define internal i64 @look(ptr %word, i64 %known, i64 %looks) nounwind noinline {{
 entry:
   br label %again
 again:
@@ -63,7 +60,7 @@ again:
   br i1 %ends, label %done, label %wait
 wait:
   {pause}
-  %late = icmp sgt i64 %next, %patience
+  %late = icmp sgt i64 %next, {LOOKS_AT_ONCE}
   br i1 %late, label %yield, label %again
 yield:
   %ignored = call i32 @sched_yield()
@@ -74,7 +71,6 @@ done:
 
 define internal void @meet(ptr %point, i64 %me, i64 %all) nounwind noinline {{
 entry:
-  %patience = load i64, ptr %point, align 8
   %first = getelementptr i8, ptr %point, i64 {_APART // 2}
   %along = mul i64 %me, {_APART}
   %mine = getelementptr i8, ptr %first, i64 %along
@@ -86,7 +82,7 @@ each:
   %k = phi i64 [0, %entry], [%next, %each]
   %away = mul i64 %k, {_APART}
   %other = getelementptr i8, ptr %first, i64 %away
-  %seen = call i64 @look(ptr %other, i64 %before, i64 {FOREVER}, i64 %patience)
+  %seen = call i64 @look(ptr %other, i64 %before, i64 {FOREVER})
   %next = add i64 %k, 1
   %more = icmp slt i64 %next, %all
   br i1 %more, label %each, label %done
@@ -165,8 +161,7 @@ def address_of(words: array) -> int:
 
 def point_of(members: int) -> list[int]:
     """Where so many meet, before they have."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [PATIENT_LOOKS if members <= cores else LOOKS_AT_ONCE] + [0] * (members * _APART // 8 - 1)
+    return [0] * (members * _APART // 8)
 
 
 _pool: ThreadPoolExecutor | None = None
