@@ -138,6 +138,22 @@ def test_a_sequence_in_pieces_gives_the_same_bits_as_in_one(cell, reverse, train
         assert_same_bits(run(), expected)
 
 
+@pytest.mark.usefixtures("restore_threads")
+def test_a_piece_of_a_sequence_shares_units_where_the_whole_one_does(taken, monkeypatch):
+    example = Example(CELLS[0], 9, 1, INPUT, HIDDEN)
+    torch.set_num_threads(2)
+    k = kernel.kernel_for(example.cell, example.sizes, 8)
+    monkeypatch.setattr(kernel, "WORTH_A_THREAD", 1)
+    # What each of two threads has to do in a step of one row is just enough.
+    monkeypatch.setattr(kernel, "WORTH_A_MEETING", k._inference[1].by_vectors.multiplications // 2 - 1)
+    for rows in (9, 3):  # steps at a time
+        monkeypatch.setattr(kernel, "AT_ONCE", 64)
+        monkeypatch.setattr(kernel, "ROWS_AT_ONCE", rows)
+        taken.clear()
+        k.forward(autograd.Torch(example.inputs[0]), Batch.dense(9, 1), *example.flat(), False, False)
+        assert (2, True) in taken
+
+
 def meetings(turns: int) -> str:
     """IR in which each member writes down the turn, meets, and counts whom it finds elsewhere; one waits now and then.
 
