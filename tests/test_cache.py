@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
 import time
 import warnings
+from array import array
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -68,6 +71,7 @@ def fresh(monkeypatch, tmp_path):
 
     def forget() -> Path:
         monkeypatch.setattr(jit, "_loaded", {})
+        jit._engine.cache_clear()
         return folder
 
     return forget
@@ -236,6 +240,43 @@ def test_home_that_cannot_be_written_is_no_error(tmp_path):
     home = tmp_path / "home"
     home.write_text("no folder")
     assert finish(start(None, home))[0] >= 1
+
+
+@dataclass
+class Words:
+    """Code that writes two numbers of its own, one of them by a function that nobody else may call."""
+
+    numbers: tuple[int, int]
+    inner: str = "inner"
+
+    def text(self) -> str:
+        return f"""
+define internal i64 @{self.inner}() noinline optnone {{
+  ret i64 {self.numbers[0]}
+}}
+define void @run(ptr %out) {{
+  %first = call i64 @{self.inner}()
+  store i64 %first, ptr %out
+  %second = getelementptr i64, ptr %out, i64 1
+  store i64 {self.numbers[1]}, ptr %second
+  ret void
+}}"""
+
+    def results(self) -> tuple[int, int]:
+        """What they are, by code that is loaded now."""
+        out = array("q", [0, 0])
+        jit.load(f"words {self}", self.text, target()).function("run", ctypes.c_void_p)(out.buffer_info()[0])
+        return tuple(out)
+
+
+def test_functions_of_one_name_in_several_kernels_are_told_apart(fresh):
+    # A function may also be called like what a later kernel takes from the C library.
+    all_words = [Words((1, 2)), Words((3, 4)), Words((5, 6), "sched_yield"), Words((7, 8), "run_1")]
+    fresh()
+    for _ in range(2):
+        assert [w.results() for w in all_words] == [w.numbers for w in all_words]
+        assert [w.results() for w in all_words[::-1]] == [w.numbers for w in all_words[::-1]]
+        fresh()  # and once more, from the files
 
 
 @pytest.mark.parametrize("change", [dict(dtype=torch.float32), dict(H=10)], ids=["float32", "H10"])

@@ -7,18 +7,19 @@ product of a value of this step, or a sum over features, needs the whole vector 
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from itertools import chain
 
-from ..compiler.expr import Expr, add, node, order
+from ..compiler.expr import Expr, add, node, order, with_args
 
 
 @dataclass
 class Stage:
     level: int
     dims: tuple[str, ...]               # of its vectors; () for scalars
-    nodes: list[Expr] = field(default_factory=list)
-    sums: list[Expr] = field(default_factory=list)  # sums over features that this stage adds up
+    nodes: list[Expr]
+    sums: list[Expr]                    # sums over features that this stage adds up
 
     @property
     def products(self) -> list[Expr]:
@@ -63,9 +64,7 @@ def is_invariant(e: Expr, memo: dict[Expr, bool]) -> bool:
 def regroup(roots: list[Expr], known: set[Expr]) -> list[Expr]:
     """Rewrite every sum: what stays the same in all steps first, then vectors, then its products as one `contract`."""
     nodes = order(roots, known=known)
-    uses = Counter(roots)
-    for e in nodes:
-        uses.update(e.args)
+    uses = Counter(chain(roots, *(e.args for e in nodes)))
     into_sum = {a for e in nodes if e.op == "add" for a in e.args if uses[a] == 1 and a not in known}
     memo: dict[Expr, bool] = {}
     done: dict[Expr, Expr] = {}
@@ -79,7 +78,8 @@ def regroup(roots: list[Expr], known: set[Expr]) -> list[Expr]:
                 continue  # rewritten with the sum that it belongs to
             terms = parts(e) if e.op == "add" else [e]
             products = [t for t in terms if t in into_sum and t.op in ("matvec", "matvecT")] if e.op == "add" else [e]
-            others = [done.get(t, t) for t in terms if t not in set(products)]
+            multiplied = set(products)
+            others = [done.get(t, t) for t in terms if t not in multiplied]
             others.sort(key=lambda t: not is_invariant(t, memo))
             if products:
                 pairs = [a for t in products for a in (t.args[0], done.get(t.args[1], t.args[1]))]
@@ -90,9 +90,7 @@ def regroup(roots: list[Expr], known: set[Expr]) -> list[Expr]:
                 value = add(value, t)
             done[e] = value
         else:
-            args = tuple(done.get(a, a) for a in e.args)
-            same = all(a is b for a, b in zip(args, e.args))
-            done[e] = e if same else node(e.op, *args, attr=e.attr, dims=e.dims)
+            done[e] = with_args(e, tuple([done.get(a, a) for a in e.args]))
     return [done.get(r, r) for r in roots]
 
 
@@ -113,29 +111,31 @@ def schedule(roots: list[Expr], known: set[Expr]) -> Schedule:
             level[e] = max((level[a] for a in e.args if a in level), default=0)
     _put_off(nodes, roots, level)
     spread = _spread(nodes, roots)
-    stages: dict[tuple, Stage] = {}
-    members: dict[tuple, dict[Expr, None]] = {}
+    members: defaultdict[tuple, dict[Expr, None]] = defaultdict(dict)
+    sums: defaultdict[tuple, list[Expr]] = defaultdict(list)
     for e in nodes:
         if e not in spread:
-            at = level[e], e.dims
-            stages.setdefault(at, Stage(*at))
-            members.setdefault(at, {}).update(dict.fromkeys([*(a for a in e.args if a in spread), e]))
+            of_stage = members[level[e], e.dims]
+            for a in e.args:
+                if a in spread:
+                    of_stage[a] = None
+            of_stage[e] = None
         if e.op == "sum":
-            at = level[e] - 1, e.args[0].dims
-            stages.setdefault(at, Stage(*at)).sums.append(e)
-    for at, of_stage in members.items():
-        stages[at].nodes += of_stage
-    ordered = [stages[k] for k in sorted(stages)]
+            sums[level[e] - 1, e.args[0].dims].append(e)
+    ordered = [Stage(*at, list(members[at]), sums[at]) for at in sorted({*members, *sums})]
     stage_of = {e: k for k, s in enumerate(ordered) for e in s.nodes if e not in spread}
     read_until: dict[Expr, int] = {}
     multiplied_until: dict[Expr, int] = {}
     for k, stage in enumerate(ordered):
         for e in stage.nodes:
             if e.op == "contract":
-                multiplied_until |= dict.fromkeys(e.args[1::2], k)
+                for a in e.args[1::2]:
+                    multiplied_until[a] = k
             elif e.op != "sum":
-                read_until |= dict.fromkeys(e.args, k)
-        read_until |= dict.fromkeys((e.args[0] for e in stage.sums), k)
+                for a in e.args:
+                    read_until[a] = k
+        for e in stage.sums:
+            read_until[e.args[0]] = k
     return Schedule(ordered, roots, stage_of, read_until, multiplied_until)
 
 

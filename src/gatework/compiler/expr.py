@@ -136,20 +136,46 @@ class Expr(Arithmetic):
         return not self.args
 
 
-_interned: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+class _Interned(weakref.ref):
+    """A value under its key, for as long as anybody has it."""
+
+    __slots__ = ("key",)
+
+
+_known: dict[tuple, _Interned] = {}
 _births = itertools.count()
 _lock = threading.RLock()
 
 
-def node(op: str, *args: Expr, attr=None, dims: tuple[str, ...]) -> Expr:
-    """Build a value, or return the identical one built before (all the common-subexpression work we need)."""
+def _forget(interned: _Interned) -> None:
+    with _lock:
+        if _known.get(interned.key) is interned:  # or an equal value has been built meanwhile
+            del _known[interned.key]
+
+
+def node(op: str, *args: Expr, attr=None, dims: tuple[str, ...], source: str = "") -> Expr:
+    """Build a value, or return the identical one built before (all the common-subexpression work we need).
+
+    `source` is that of the equation at work, if not said.
+    """
     # Arguments are named by identity: an entry keeps its arguments alive, so an id in a live key is never reused.
     key = (op, tuple(map(id, args)), attr, dims)
     with _lock:
-        found = _interned.get(key)
+        interned = _known.get(key)
+        found = interned and interned()
         if found is None:
-            found = _interned[key] = Expr(op, args, attr, dims, next(_births), written_at())
+            found = Expr(op, args, attr, dims, next(_births), source or written_at())
+            _known[key] = interned = _Interned(found, _forget)
+            interned.key = key
         return found
+
+
+def with_args(e: Expr, args: tuple[Expr, ...]) -> Expr:
+    """The same operation of other values, of the same line; `e` itself if these are its own."""
+    for a, b in zip(args, e.args):
+        if a is not b:
+            return node(e.op, *args, attr=e.attr, dims=e.dims, source=e.source)
+    return e
 
 
 def leaf(op: str, attr, dims: tuple[str, ...]) -> Expr:
@@ -192,8 +218,9 @@ def lift(value) -> Expr:
 
 def fit(*values) -> tuple[tuple[Expr, ...], tuple[str, ...]]:
     """Bring the arguments of an element-wise operation to one shape: scalars are spread, constants stay as they are."""
-    args = tuple(map(lift, values))
-    shapes = {a.dims for a in args if a.dims}
+    args = tuple([lift(v) for v in values])
+    shapes = {a.dims for a in args}
+    shapes.discard(())
     if len(shapes) > 1:
         sizes = " and ".join(f"[{', '.join(s)}]" for s in sorted(shapes))
         raise CellError(f"{written_at()}: element-wise arithmetic of values of different sizes {sizes}; bring one to "
@@ -201,7 +228,9 @@ def fit(*values) -> tuple[tuple[Expr, ...], tuple[str, ...]]:
     dims = shapes.pop() if shapes else ()
     if len(dims) > 1:
         raise CellError(f"{written_at()}: a Matrix parameter can only multiply a vector: W.i @ x")
-    return tuple(node("expand", a, dims=dims) if dims and not a.dims and a.op != "const" else a for a in args), dims
+    if dims:
+        args = tuple([a if a.dims or a.op == "const" else node("expand", a, dims=dims) for a in args])
+    return args, dims
 
 
 def elementwise(op: str, *values) -> Expr:
@@ -273,9 +302,7 @@ def substitution(replace: dict[Expr, Expr]) -> Callable[[Iterable[Expr]], list[E
     def substitute(outputs: Iterable[Expr]) -> list[Expr]:
         outputs = list(outputs)
         for e in order(outputs, known=done):
-            args = tuple(done[a] for a in e.args)
-            same = all(a is b for a, b in zip(args, e.args))
-            done[e] = e if same else node(e.op, *args, attr=e.attr, dims=e.dims)
+            done[e] = with_args(e, tuple([done[a] for a in e.args]))
         return [done[e] for e in outputs]
 
     return substitute

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
-from .expr import Expr, leaf, node, order, substitution
+from .expr import Expr, leaf, order, substitution, with_args
 from .ops import matvec, where
 from .roles import state_in
 from .trace import Cell
@@ -68,8 +68,7 @@ def with_variational_dropout(cell: Cell, rates: Rates) -> Cell:
         if state is not None and state.attr in masks:
             made[e] = matvec(args[0], _dropped(args[1], masks[state.attr], rate_of[state.attr]))
         else:
-            same = all(a is b for a, b in zip(args, e.args))
-            made[e] = e if same else node(e.op, *args, attr=e.attr, dims=e.dims)
+            made[e] = with_args(e, args)
     return replace(cell, name=f"{cell.name}_with_variational_dropout",
                    inputs=cell.inputs | {m.attr: m for m in masks.values()},
                    next={k: made[e] for k, e in cell.next.items()}, record={k: made[e] for k, e in cell.record.items()})

@@ -38,13 +38,13 @@ _loaded: dict[str, Code] = {}
 
 
 class Code:
-    """Loaded machine code; the functions stay valid as long as it lives."""
+    """Loaded machine code, whose functions have names that end in its key: all that is loaded lies side by side."""
 
-    def __init__(self, engine: llvm.ExecutionEngine):
-        self._engine = engine
+    def __init__(self, engine: llvm.ExecutionEngine, key: str):
+        self._engine, self._key = engine, key
 
     def address(self, name: str) -> int:
-        return self._engine.get_function_address(name)
+        return self._engine.get_function_address(f"{name}_{self._key}")
 
     def function(self, name: str, *argument_types):
         """A callable, which knows its `address`."""
@@ -74,6 +74,17 @@ def _machine(target: Target) -> llvm.TargetMachine:
                                                                    jit=True)
 
 
+@cache
+def _engine(target: Target) -> tuple[llvm.TargetMachine, llvm.ExecutionEngine]:
+    """What compiles for a target, and what holds all that is loaded for it: to make either takes as long as loading
+    some ten kernels."""
+    machine = _machine(target)
+    nothing = llvm.parse_assembly("")  # an engine wants a module, for which it would start all of LLVM's passes
+    engine = llvm.create_mcjit_compiler(nothing, machine)
+    engine.remove_module(nothing)
+    return machine, engine
+
+
 def _hash_of_writers() -> str:
     """Of the code that writes IR, so that nobody takes what another version of it has compiled."""
     found = hashlib.sha256()
@@ -97,18 +108,23 @@ def load(what: str, write: Callable[[], str], target: Target) -> Code:
                                     str(llvm.llvm_version_info)]).encode()).hexdigest()
     with _lock:
         if key not in _loaded:
-            machine = _machine(target)
+            machine, engine = _engine(target)
             code = _read(key)
             if code is None:
-                code = machine.emit_object(optimise(write(), machine))
+                code = machine.emit_object(_named(optimise(write(), machine), key))
                 _write(key, code)
-            nothing = llvm.parse_assembly("")  # an engine wants a module, for which it would start all of LLVM's passes
-            engine = llvm.create_mcjit_compiler(nothing, machine)
-            engine.remove_module(nothing)
             engine.add_object_file(llvm.ObjectFileRef.from_data(code))
             engine.finalize_object()
-            _loaded[key] = Code(engine)
+            _loaded[key] = Code(engine, key)
         return _loaded[key]
+
+
+def _named(module: llvm.ModuleRef, key: str) -> llvm.ModuleRef:
+    """The same with names that no other module has: an engine knows also the functions that nobody else may call."""
+    for function in module.functions:
+        if not function.is_declaration:
+            function.name = f"{function.name}_{key}"
+    return module
 
 
 def optimise(text: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
