@@ -106,7 +106,7 @@ def test_a_wrong_rule_of_the_derivative_fails_the_kernels_by_the_name_of_the_gra
 def test_an_operation_that_means_something_else_on_the_cpu_fails_the_kernels(fresh, monkeypatch):
     right = maths.OPERATIONS["tanh"]
     monkeypatch.setitem(maths.OPERATIONS, "tanh", lambda f, x: f.arithmetic("fmul", right(f, x), f.number(1.0 + 1e-9)))
-    monkeypatch.setattr(jit, "WRITERS", "one that is a little wrong")
+    monkeypatch.setattr(jit, "WRITERS", f"{jit.WRITERS}, but a little wrong")
     # 1e-9 is far above the roundings of float64, and no number of float32
     assert failed(check_cell(fresh)) == ["float64", "recorded"]
 
@@ -118,7 +118,7 @@ def test_kernels_that_are_wrong_in_float32_only_fail_float32_only(fresh, monkeyp
         return f.arithmetic("fmul", right(f, x), f.number(1.0 + 1e-3 * (f.module.size == 4)))
 
     monkeypatch.setitem(maths.OPERATIONS, "tanh", wrong)
-    monkeypatch.setattr(jit, "WRITERS", "one that is wrong in float32")
+    monkeypatch.setattr(jit, "WRITERS", f"{jit.WRITERS}, but wrong in float32")
     assert failed(check_cell(fresh)) == ["float32"]
 
 
