@@ -152,6 +152,18 @@ def test_compiled_model_is_one_graph_and_gives_the_same_values_and_gradients(opt
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # the compiler may add up in another order, in float32
 
 
+def test_two_backward_passes_over_one_compiled_graph_give_the_same_gradients():
+    # The second one would find what the first one has written over what was kept for it.
+    torch.manual_seed(0)
+    layer, x = gatework.nn.LSTM(3, 5), torch.randn(6, 2, 3, requires_grad=True)
+    wanted = [x, *layer.parameters()]
+    expected = torch.autograd.grad(layer(x)[0].square().sum(), wanted)
+    loss = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)[0].square().sum()
+    for kept in (True, True, False):
+        for a, b in zip(torch.autograd.grad(loss, wanted, retain_graph=kept), expected):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # float32 may be added up in another order
+
+
 def test_compiled_model_takes_other_lengths_without_compiling_again():
     torch._dynamo.reset()
     model, graphs = Model(), []

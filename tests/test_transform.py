@@ -186,3 +186,14 @@ def test_what_a_matrix_multiplies_is_found_through_gates_and_not_through_functio
 
     cell = trace(behind_a_gate)
     assert (multiplied_states(cell), recurrent_matrices(cell), keeping_gates(cell)) == (("m",), ("U",), {})
+
+
+@pytest.mark.parametrize("transform", [
+    lambda cell: with_dropout(cell, (("i", 0.1),)),
+    lambda cell: with_variational_dropout(cell, (("h", 0.1),)),
+], ids=["dropout", "variational dropout"])
+def test_values_that_are_built_anew_keep_the_line_of_their_equation(transform):
+    cell = trace(cells.lstm)
+    changed = transform(cell)
+    assert changed.next["c"] is not cell.next["c"]
+    assert {name: e.source for name, e in changed.next.items()} == {name: e.source for name, e in cell.next.items()}

@@ -139,9 +139,11 @@ def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, ever
         made = checkpoints.backward(kernel, batch, every, upstream, last, xs, states, parameters,
                                     kept[len(names):], reverse, needs)
     else:
+        handed, rest = used(kept[:len(names)]), used(kept[len(names):])
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            rest = [k.clone() for k in rest]  # another backward pass may follow, and this one writes over them
         made = Call.of(kernel, batch, (batch.total,), reverse).backward(
-            upstream, last, [*xs, *states, *parameters], used(kept[:len(names)]),
-            [k.clone() for k in used(kept[len(names):])], tuple(needs))
+            upstream, last, [*xs, *states, *parameters], handed, rest, tuple(needs))
     whole = []
     for t, d in zip(tensors, made):
         if d is not None and d.numel() < t.numel():

@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import cache
+from operator import attrgetter
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -289,7 +290,7 @@ def order(outputs: Iterable[Expr], known=()) -> list[Expr]:
         if e not in seen and e not in known:
             seen.add(e)
             todo += e.args
-    return sorted(seen, key=lambda e: e.born)
+    return sorted(seen, key=attrgetter("born"))
 
 
 def substitution(replace: dict[Expr, Expr]) -> Callable[[Iterable[Expr]], list[Expr]]:
