@@ -7,7 +7,6 @@ import pickle
 
 import pytest
 import torch
-from torch.nn.functional import dropout
 from torch.utils.checkpoint import checkpoint
 
 from gatework import autograd, cells, nn
@@ -48,10 +47,11 @@ class Literal:
 
     def mask(self, option: str, name: str, *shape: int) -> torch.Tensor:
         """Not drawn at all for the rate 0. Dropout: 0 or 1 / (1 - rate); zoneout: 1 where the old state stays."""
-        rate, like = self.rates[option].get(name, 0.0), torch.empty(shape, dtype=DOUBLE)
-        if option == "zoneout":
-            return torch.bernoulli(like, rate) if rate else torch.zeros_like(like)
-        return torch.bernoulli(like, 1.0 - rate) / (1.0 - rate) if rate else torch.ones_like(like)
+        rate = self.rates[option].get(name, 0.0)
+        keep = 1.0 if option == "zoneout" else 1.0 - rate
+        if not rate:
+            return torch.full(shape, 1.0 - (option == "zoneout"), dtype=DOUBLE)
+        return (torch.rand(shape) < (rate if option == "zoneout" else keep)).to(DOUBLE) / keep
 
     def per_row(self, name: str, size: int, lengths) -> torch.Tensor:
         drawn = self.mask("variational_dropout", name, B, size)
@@ -81,7 +81,8 @@ class Literal:
                 unit = self.per_row("h", H, lengths)
                 keep = {s: self.per_step("zoneout", s, lengths) for s in layer.cell.states}
                 if layer.weight_dropout:
-                    U = dropout(U, layer.weight_dropout)
+                    stays = 1.0 - layer.weight_dropout
+                    U = U * (torch.rand(U.shape) < stays) / stays
                 made.append(self.direction(x, (W, U, b, d), candidate, unit, keep, direction == 1, resets, lengths))
                 ends.append(made[-1][1])
             x = torch.cat([output for output, _ in made], 2)

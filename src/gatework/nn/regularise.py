@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..autograd.ragged import Ragged
 from ..compiler import Cell
@@ -33,10 +32,10 @@ class Regularisation:
     n) for a number. variational_dropout: of the input and of the states that matrices multiply, all of them for a
     number. weight_dropout: of the weights of the matrices that multiply a state.
 
-    Masks are drawn by torch's generator, in this order: for each layer that of its input; then for each direction those
-    of recurrent_dropout, of variational_dropout and of zoneout, in the order of the cell, and those of the weights.
-    Sequences have them step by step, all rows of a step together; with lengths, of the rows that have the step, the
-    longest first.
+    Masks are 1 where torch.rand (of float32) is below how often they are, and drawn in this order: for each layer that
+    of its input; then for each direction those of recurrent_dropout, of variational_dropout and of zoneout, in the
+    order of the cell, and those of the weights. Sequences have them step by step, all rows of a step together; with
+    lengths, of the rows that have the step, the longest first.
 
     Raises ValueError for rates and names that make no sense for the cell.
 
@@ -93,20 +92,27 @@ class Regularisation:
         if not self.input_rate:
             return x
         keep = 1.0 - self.input_rate
-        mask = torch.bernoulli(x.new_empty(rows, x.shape[-1]), keep) / keep
+        mask = _drawn((rows, x.shape[-1]), keep, x) / keep
         return x * (mask if ragged is None else mask[_row_of_places(ragged.sizes, len(x), rows).to(x.device)])
 
     def masks(self, x: Tensor, rows: int, sizes: Mapping[str, int]) -> list[Tensor]:
         """What the training cell takes beside the inputs of the equations, for one direction of one layer."""
-        return [torch.bernoulli(x.new_empty(*((rows,) if lasting else x.shape[:-1]), sizes[size] if size else 1), often)
+        return [_drawn((*((rows,) if lasting else x.shape[:-1]), sizes[size] if size else 1), often, x)
                 for often, size, lasting in self._masks]
 
     def drop_weights(self, parameters: list[Tensor]) -> list[Tensor]:
         """The parameters of one direction, with weights of the recurrent matrices dropped for this call."""
         if not self.weight_rate:
             return parameters
-        return [functional.dropout(p, self.weight_rate) if recurrent else p
+        keep = 1.0 - self.weight_rate
+        return [p * (_drawn(p.shape, keep, p) / keep) if recurrent else p
                 for p, recurrent in zip(parameters, self._matrices, strict=True)]
+
+
+def _drawn(shape: Sequence[int], often: float, like: Tensor) -> Tensor:
+    """1 with this probability, else 0. By torch.rand, which takes half as long as torch.bernoulli, and in float32: of
+    the numbers below 1 that half precision has, too few are below a rate or above it."""
+    return torch.rand(shape, dtype=torch.float32, device=like.device).lt_(often).to(like.dtype)
 
 
 def _row_of_places(sizes: Tensor, places: int, rows: int) -> Tensor:
