@@ -17,7 +17,7 @@ from examples import CELLS, CORE, Example, assert_close
 
 import gatework
 from gatework import autograd, cells
-from gatework.autograd import dispatch
+from gatework.autograd import dispatch, registered
 from gatework.backends.cpu import kernel_for
 from gatework.backends.cpu.target import target
 from gatework.compiler import Input, Matrix, State, trace
@@ -263,6 +263,61 @@ def test_a_compiled_layer_has_the_same_dtypes_under_autocast():
     layer, x = LSTM(3, 6), torch.randn(4, 2, 3)
     output, (h, _) = low(torch.compile(layer, backend="aot_eager", fullgraph=True), x)
     assert (output.dtype, h.dtype) == (torch.bfloat16, torch.float32)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("given", [
+    {},
+    dict(lengths=torch.tensor([7, 9, 0])),
+    dict(resets=torch.tensor([[0, 1, 0]] * 9, dtype=torch.bool)),
+    dict(record=("f", "c")),
+], ids=["plain", "lengths", "resets", "record"])
+@pytest.mark.parametrize("options", [{}, dict(num_layers=2, bidirectional=True), dict(checkpoint_every=4)], ids=str)
+def test_a_compiled_layer_multiplies_bfloat16_as_an_eager_one_does(options, given):
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    layer, x = LSTM(4, 6, **options), torch.randn(9, 3, 4, requires_grad=True)
+    found = []
+    for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        output, (h, c), *records = low(run, x, **given)
+        made = [output, h, c, *(y for named in records for y in named.values())]
+        loss = sum(y.float().square().sum() for y in made)
+        found.append([*made, *torch.autograd.grad(loss, [x, *layer.parameters()])])
+    assert [(t.dtype, t.shape) for t in found[0]] == [(t.dtype, t.shape) for t in found[1]]
+    for eager, compiled in zip(*found):
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=0)
+    rounded = [(a.float() - b).abs().max() > 1e-4 for a, b in zip(found[1], layer(x.detach(), **given)[:1])]
+    assert all(rounded)  # 8 bits, or float32 would have been multiplied
+
+
+@needs_bfloat16
+def test_a_compiled_layer_of_bfloat16_is_as_an_eager_one():
+    torch.manual_seed(0)
+    layer, x = GRU(4, 6).bfloat16(), torch.randn(9, 3, 4).bfloat16()
+    for eager, compiled in zip(layer(x), torch.compile(layer, backend="aot_eager", fullgraph=True)(x)):
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=0)
+
+
+@needs_bfloat16
+def test_a_program_that_multiplies_bfloat16_says_where_it_cannot_run(monkeypatch):
+    layer, x = LSTM(3, 6), torch.randn(9, 2, 3)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    low(compiled, x)
+    monkeypatch.setattr(registered, "target", lambda: replace(target(), pairs=False, tiles=False))
+    with pytest.raises(RuntimeError, match="this program multiplies bfloat16 in lstm, which this processor does not"):
+        low(compiled, x)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("every", [0, 2])
+def test_registered_operator_passes_the_checks_of_torch_with_products_of_bfloat16(every):
+    torch.manual_seed(0)
+    cell = autograd.register(trace(cells.lstm))
+    x, states = torch.randn(24, 2, requires_grad=True), [torch.randn(9, 4) for _ in range(2)]
+    weights = [torch.randn(s, requires_grad=True) for s in ((16, 2), (16, 4), (16,), (16,))]
+    sizes = torch.tensor([9, 8, 6])  # one place less than there are
+    torch.library.opcheck(torch.ops.gatework.scan,
+                          (cell.fingerprint, "h,i", [x], states, weights, False, sizes, every, False, True, True))
 
 
 @needs_bfloat16

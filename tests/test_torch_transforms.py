@@ -224,7 +224,7 @@ torch.testing.assert_close(program.module()(x)[0], output)
 def test_program_that_runs_a_cell_which_nobody_made_says_what_to_do():
     x = torch.randn(4, 3, 2)
     with pytest.raises(RuntimeError, match="make a layer of the same cell"):
-        torch.ops.gatework.scan("0123", "h", [x], [], [], False, None, 0, False, False)
+        torch.ops.gatework.scan("0123", "h", [x], [], [], False, None, 0, False, False, False)
 
 
 @pytest.mark.parametrize("option", GIVEN)
@@ -245,7 +245,7 @@ def test_registered_operator_passes_the_checks_of_torch(every):
     states = [torch.randn(3, 4, dtype=torch.float64) for _ in range(2)]
     weights = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((16, 2), (16, 4), (16,), (16,))]
     sizes = torch.tensor([3, 1, 1])  # one place less than there are
-    given = (cell.fingerprint, "h,i", [x], states, weights, False, sizes, every, False, True)
+    given = (cell.fingerprint, "h,i", [x], states, weights, False, sizes, every, False, False, True)
     torch.library.opcheck(torch.ops.gatework.scan, given)
 
 

@@ -25,7 +25,7 @@ from .calls import Call, Pair
 from .functions import FUSED, eager, kernel_of, narrowed, run
 from .padded import Padded
 from .ragged import Ragged
-from .registered import registered_scan
+from .registered import multiplies_bfloat16, registered_scan
 
 _Given = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]  # inputs, states, parameters
 
@@ -162,17 +162,21 @@ def _rounds(like: Tensor, dtype: torch.dtype, backend: str) -> bool:
 
 def _multiplies_bfloat16(like: Tensor, backend: str) -> bool:
     """Whether there are kernels for products of bfloat16."""
-    return (like.device.type == "cpu" and backend in ("auto", "cpu") and not torch.compiler.is_compiling()
-            and not torch._C._are_functorch_transforms_active() and target().multiplies_bfloat16)
+    return (like.device.type == "cpu" and backend in ("auto", "cpu")
+            and not torch._C._are_functorch_transforms_active()
+            and (multiplies_bfloat16() if torch.compiler.is_compiling() else target().multiplies_bfloat16))
 
 
 def _short(cell: Cell, inputs, states, parameters, reverse, backend, outputs, sizes, checkpoint_every):
     """Kernels that multiply bfloat16: what is the same for all steps, states and parameters are float32."""
-    if inputs[0].shape[:-1].numel() < TILE_ROWS:  # rounding would take longer than multiplying
+    places = inputs[0].shape[0] * (inputs[0].shape[1] if inputs[0].dim() == 3 else 1)  # numel() would fix them
+    if places < TILE_ROWS:  # rounding would take longer than multiplying
         handed, last = _run(cell, [x.float() for x in inputs], states, parameters, reverse, backend, outputs, sizes,
                             checkpoint_every)
         return [y.bfloat16() for y in handed], last
     inputs = [x.float() if e.op == "constant" else x for e, x in zip(cell.inputs.values(), inputs)]
+    if torch.compiler.is_compiling():
+        return registered_scan(cell, outputs, inputs, states, parameters, reverse, sizes, checkpoint_every, short=True)
     return narrowed(cell, inputs, sizes, lambda xs, counts: eager(
         kernel_of(cell, outputs, xs, states, parameters, short=True), xs, states, parameters, reverse, counts,
         checkpoint_every))

@@ -113,6 +113,10 @@ class Kernel(ABC):
     def kept_width(self, name: str) -> int:
         return self._training_plan.loop.buffers[name].width
 
+    def is_short(self, name: str) -> bool:
+        """Whether a buffer that is kept holds bfloat16."""
+        return self._training_plan.loop.buffers[name].short
+
     def forward(self, xp, batch: Batch, inputs: Sequence, states: Sequence, parameters: Sequence, reverse: bool,
                 train: bool):
         """Return (outputs [N, size], last states [B, size], kept buffers [N, width]; none unless `train`).
