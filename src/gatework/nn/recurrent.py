@@ -71,7 +71,7 @@ class Recurrent(torch.nn.Module):
         chrono_steps: chrono initialisation of these biases, for memories of up to so many steps (Tallec & Ollivier,
             2018): log(U(1, chrono_steps - 1)), and the opposite for the input gate.
         checkpoint_every: keep the states of every so many steps only and compute the rest again in the backward pass;
-            "auto" chooses. Gradients are the same, memory is that of a few stretches, time grows by up to a third.
+            "auto" chooses. Gradients are the same, memory is that of a few stretches, time grows by a third to a half.
         backend: "auto" (the fused kernels where they serve the device and dtype, else the reference), "cpu",
             or "reference" (a loop in torch, differentiable any number of times).
 
