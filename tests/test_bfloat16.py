@@ -18,6 +18,7 @@ from examples import CELLS, CORE, Example, assert_close
 import gatework
 from gatework import autograd, cells
 from gatework.autograd import dispatch, registered
+from gatework.autograd.calls import Call
 from gatework.backends.cpu import kernel_for
 from gatework.backends.cpu.target import target
 from gatework.compiler import Input, Matrix, State, trace
@@ -288,6 +289,23 @@ def test_a_compiled_layer_multiplies_bfloat16_as_an_eager_one_does(options, give
         torch.testing.assert_close(compiled, eager, rtol=0, atol=0)
     rounded = [(a.float() - b).abs().max() > 1e-4 for a, b in zip(found[1], layer(x.detach(), **given)[:1])]
     assert all(rounded)  # 8 bits, or float32 would have been multiplied
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("rows", [1, 3])
+def test_gradients_of_outputs_and_of_last_states_are_added_up_in_recorded_calls_as_in_others(rows, monkeypatch):
+    torch.manual_seed(0)
+    layer, x = LSTM(5, 33), torch.randn(40, rows, 5, requires_grad=True)
+    found = []
+    for number in range(3):  # the second one records, the third one repeats
+        output, (h, c) = low(layer, x)
+        if number == 2:
+            monkeypatch.setattr(Call, "_any_backward", None)
+        loss = output.float().sin().sum() + h.square().sum() + c.cos().sum()
+        found.append(torch.autograd.grad(loss, [x, *layer.parameters()]))
+    for first, *others in zip(*found):
+        for again in others:
+            torch.testing.assert_close(again, first, rtol=0, atol=0)
 
 
 @needs_bfloat16

@@ -164,6 +164,20 @@ def test_two_backward_passes_over_one_compiled_graph_give_the_same_gradients():
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # float32 may be added up in another order
 
 
+def test_a_layer_that_is_called_twice_alike_in_a_compiled_graph_has_both_gradients():
+    # The compiler makes one forward node of them.
+    torch.manual_seed(0)
+    layer, x = gatework.nn.LSTM(3, 5), torch.randn(6, 2, 3)
+
+    def loss():
+        return layer(x)[0].square().sum() + layer(x)[0].sin().sum()
+
+    wanted = list(layer.parameters())
+    expected = torch.autograd.grad(loss(), wanted)
+    for a, b in zip(torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(), wanted), expected):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # float32 may be added up in another order
+
+
 def test_compiled_model_takes_other_lengths_without_compiling_again():
     torch._dynamo.reset()
     model, graphs = Model(), []

@@ -59,9 +59,9 @@ class Torch:
     def sum_of_rows(self, a: Tensor) -> Tensor:
         return a.sum(0)
 
-    @staticmethod
-    def copy(a: Tensor) -> Tensor:
-        return a.clone(memory_format=torch.contiguous_format)
+    def copy(self, a: Tensor) -> Tensor:
+        memory = self._take(a.shape, a.dtype)
+        return a.clone(memory_format=torch.contiguous_format) if memory is None else memory.copy_(a)
 
     @staticmethod
     def ascontiguousarray(a: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class Short(Cpu):
         return self.empty(*shape, short=True) if memory is None else memory[:rows]
 
     def copy(self, a: Tensor) -> Tensor:
-        return self.empty(*a.shape, short=a.dtype == torch.bfloat16).copy_(a)
+        return self.lasting(*a.shape, short=a.dtype == torch.bfloat16).copy_(a)
 
     def matmul(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         a, b = a.bfloat16(), b.bfloat16()

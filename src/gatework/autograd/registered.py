@@ -14,6 +14,7 @@ from torch import Tensor
 from ..backends.cpu.target import target
 from ..compiler import Cell
 from . import checkpoints
+from .arrays import arrays_of
 from .calls import Call, flat, parts_of
 from .functions import batch_of, kernel_of, kernel_of_shapes, narrowed, shapes_of
 
@@ -156,11 +157,11 @@ def _scan_backward(name, outputs, gradients, tensors, kept, reverse, sizes, ever
         made = checkpoints.backward(kernel, batch, every, upstream, last, xs, states, parameters,
                                     kept[len(names):], reverse, needs)
     else:
-        handed, rest = used(kept[:len(names)]), used(kept[len(names):])
-        if torch._C._autograd._get_current_graph_task_keep_graph():
-            rest = [k.clone() for k in rest]  # another backward pass may follow, and this one writes over them
+        # It writes over what was kept, and compilers make one node of two forward passes that are alike.
+        xp = arrays_of(kernel, xs[0])
         made = Call.of(kernel, batch, (batch.total,), reverse).backward(
-            upstream, last, [*xs, *states, *parameters], handed, rest, tuple(needs))
+            upstream, last, [*xs, *states, *parameters], used(kept[:len(names)]),
+            [xp.copy(k) for k in used(kept[len(names):])], tuple(needs))
     whole = []
     for t, d in zip(tensors, made):
         if d is not None and d.numel() < t.numel():

@@ -153,7 +153,8 @@ class Recorder:
             raise NotRecorded(f"values of {[side.shape for side in sides]} in one step")
         short = [side.short for side in sides]
         alike = len({*short}) == 1 and (not to.short or kind in (replay.COPY, replay.ZERO))
-        if not (short == [True, False] if kind == replay.ROUND else alike):
+        changed = {replay.ROUND: [True, False], replay.WIDEN: [False, True]}
+        if short != changed[kind] if kind in changed else not alike:
             raise NotRecorded("bfloat16 beside float32")
         if to.count == 0:
             return
@@ -162,7 +163,8 @@ class Recorder:
         if any(rows > 1 and side.strides[1:] != side_by_side(side.shape)[1:] for side in sides):
             raise NotRecorded("values that do not lie side by side")
         where = [w for side in sides for w in (self.address(side), side.strides[0] * side.size)]
-        self._step(kind, *where, rows, width if kind in (replay.ADD, replay.ROUND) else width * to.size)
+        by_values = kind in (replay.ADD, replay.ROUND, replay.WIDEN)
+        self._step(kind, *where, rows, width if by_values else width * to.size)
 
     def step_by_number(self, kind: int, to: Array, source: Array, rows: Index) -> None:
         """A step over rows of which one side's are given by number."""

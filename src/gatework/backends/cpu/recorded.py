@@ -73,7 +73,8 @@ class Array:
         if isinstance(at, Index):
             self.of.step_by_number(replay.SCATTER, self, value, at)
         elif isinstance(value, Array):
-            self.of.step_by_row(replay.ROUND if self.short > value.short else replay.COPY, self[at], value)
+            kinds = {(True, False): replay.ROUND, (False, True): replay.WIDEN}
+            self.of.step_by_row(kinds.get((self.short, value.short), replay.COPY), self[at], value)
         elif value == 0:
             self.of.step_by_row(replay.ZERO, self[at])
         else:
@@ -84,9 +85,19 @@ class Array:
         return self
 
     def __add__(self, other: Array) -> Array:
+        if self.short != other.short:
+            return self._wide() + other._wide()
         total = self.of.copy(self)
         total += other
         return total
+
+    def _wide(self) -> Array:
+        """The same in float32."""
+        if not self.short:
+            return self
+        made = self.of.given(self.shape)
+        made[...] = self
+        return made
 
     def reshape(self, *shape: int) -> Array:
         if not self.is_dense or isinstance(self.count, Known):

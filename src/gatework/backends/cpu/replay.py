@@ -28,6 +28,7 @@ ADD = 5       # the same; rows, values of a row
 ROUND = 6     # the same, from float32 to bfloat16
 GATHER = 7    # where to and where from, each with the bytes from row to row; numbers of rows there, rows, bytes
 SCATTER = 8   # the same; the numbers are those of rows where to
+WIDEN = 9     # as ROUND, from bfloat16 to float32
 
 LINE = 64    # bytes, at a multiple of which memory begins
 ROOM = 16    # rows behind arrays that grow with a batch: the last tile of rows is read whole
@@ -112,7 +113,7 @@ def text(size: int) -> str:
         steps = {MULTIPLY: _multiply, RUN: _run, TEAM: _team, ZERO: _zero, COPY: _copies, ADD: _add,
                  GATHER: partial(_by_number, scatter=False), SCATTER: partial(_by_number, scatter=True)}
         if size == 4 and target().multiplies_bfloat16:  # nobody else has the instruction, or the need
-            steps[ROUND] = _round
+            steps |= {ROUND: _round, WIDEN: _widen}
         f.choose(f.load_word(step, 0), {kind: partial(write, f, given) for kind, write in steps.items()})
         f.line(f"store i64 {f.integer('add', now, f.load_word(step, 1))}, ptr {counter}")
     f.finish()
@@ -186,6 +187,13 @@ def _round(f: Function, given: str) -> None:
         f.store_short(f.load(there, valid), here, valid)
 
     _by_vector(f, given, (2, f.module.size), rounded)
+
+
+def _widen(f: Function, given: str) -> None:
+    def widened(here: str, there: str, valid: int | None) -> None:
+        f.store(f.load_short(there, valid), here, valid)
+
+    _by_vector(f, given, (f.module.size, 2), widened)
 
 
 def _by_vector(f: Function, given: str, sizes: tuple[int, int], write: Callable[[str, str, int | None], None]) -> None:
