@@ -137,21 +137,9 @@ class Expr(Arithmetic):
         return not self.args
 
 
-class _Interned(weakref.ref):
-    """A value under its key, for as long as anybody has it."""
-
-    __slots__ = ("key",)
-
-
-_known: dict[tuple, _Interned] = {}
+_interned: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 _births = itertools.count()
 _lock = threading.RLock()
-
-
-def _forget(interned: _Interned) -> None:
-    with _lock:
-        if _known.get(interned.key) is interned:  # or an equal value has been built meanwhile
-            del _known[interned.key]
 
 
 def node(op: str, *args: Expr, attr=None, dims: tuple[str, ...], source: str = "") -> Expr:
@@ -162,12 +150,9 @@ def node(op: str, *args: Expr, attr=None, dims: tuple[str, ...], source: str = "
     # Arguments are named by identity: an entry keeps its arguments alive, so an id in a live key is never reused.
     key = (op, tuple(map(id, args)), attr, dims)
     with _lock:
-        interned = _known.get(key)
-        found = interned and interned()
+        found = _interned.get(key)
         if found is None:
-            found = Expr(op, args, attr, dims, next(_births), source or written_at())
-            _known[key] = interned = _Interned(found, _forget)
-            interned.key = key
+            found = _interned[key] = Expr(op, args, attr, dims, next(_births), source or written_at())
         return found
 
 
