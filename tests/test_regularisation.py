@@ -260,7 +260,7 @@ def test_one_mask_for_all_steps_of_a_row_and_for_both_directions_drops_the_same_
             assert torch.equal(forward[:steps, row], forward[:1, row].expand(steps, H))
 
 
-def test_compiled_calls_draw_what_eager_ones_draw_and_have_no_graph_break():
+def test_graphs_run_by_the_functions_of_torch_draw_what_eager_calls_draw_and_have_no_break():
     torch.compiler.reset()  # a function may be compiled so many times only, and other tests have compiled this one
     layer = nn.LSTM(I, H, 2, **OPTIONS["all"])
     x = torch.randn(T, B, I)
@@ -272,6 +272,17 @@ def test_compiled_calls_draw_what_eager_ones_draw_and_have_no_graph_break():
             expected, _ = layer(x, **call)
             torch.manual_seed(11)
             assert torch.equal(compiled(x, **call)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_small_rate_is_kept_in_any_precision(dtype):
+    # Of numbers drawn in bfloat16 one in 256 is 0, and below any rate.
+    torch.manual_seed(0)
+    layer = nn.GRU(4, 500, zoneout=0.001)
+    mask, = layer._random.masks(torch.zeros(100, 20, 4, dtype=dtype), 20, {"H": 500})
+    assert mask.dtype == dtype
+    # A million draws: five standard deviations of their mean are 1.6e-4.
+    assert abs(mask.double().mean() - 0.001) < 1.6e-4
 
 
 def test_recorded_values_are_the_dropped_ones():
