@@ -6,11 +6,11 @@ import pytest
 import torch
 from examples import CELLS, CORE, Example, assert_close
 from test_cpu import EDGES
-from test_gpu_steps import all_options_at_once, forget_kernels, read_out
+from test_gpu_steps import all_options_at_once, forget_kernels, read_out, two_sizes
 
 from gatework import autograd, cells
-from gatework.backends.gpu import kernel, shared, together
-from gatework.compiler import Input, Matrix, P, State, sigmoid, split, tanh, trace
+from gatework.backends.gpu import device, kernel, shared, together
+from gatework.compiler import split, trace
 from gatework.nn import GRU, LSTM
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -40,13 +40,6 @@ def test_values_and_gradients_of_every_cell_are_those_of_the_reference_backend(c
     assert_close(made(example, False), example.expected(), BOUND)
 
 
-def two_sizes(x: Input, h: State, p: State[P], W: Matrix[P], U: Matrix, R: Matrix[P]):
-    """A product of an input is multiplied by a matrix, and read unit by unit, by states of two sizes."""
-    a = W @ x
-    gate = sigmoid(p + R @ h)
-    return dict(h=tanh(U @ a + 0.5 * h), p=gate * a + (1.0 - gate) * p)
-
-
 @pytest.mark.parametrize("equations", [*EDGES, read_out, two_sizes])
 def test_cells_at_the_edge_of_the_notation(equations):
     example = Example(trace(equations), 4, 3, 5, 19, torch.float32)
@@ -58,7 +51,7 @@ def test_cells_at_the_edge_of_the_notation(equations):
 @pytest.mark.parametrize("members", [2, 4])
 def test_odd_sizes_in_one_launch_or_in_several(cell, sizes, members, monkeypatch):
     monkeypatch.setattr(kernel, "_members", lambda loop, dtype: members)
-    monkeypatch.setattr(kernel, "_programs_at_once", lambda: 8)
+    monkeypatch.setattr(device, "processors", lambda: 8)
     example = Example(trace(cell), *sizes, torch.float32)
     assert_close(made(example, True), example.expected(True), BOUND)
 

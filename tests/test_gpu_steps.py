@@ -1,6 +1,8 @@
-"""The same with weights of any size: a product and a kernel for every stage of every step, in Triton's interpreter."""
+"""The same with weights of any size: a kernel for every stage of every step, in Triton's interpreter."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +11,10 @@ from test_cpu import EDGES
 
 from gatework import autograd, cells
 from gatework.autograd import functions
-from gatework.backends.gpu import kernel
+from gatework.backends.gpu import device, kernel, replays, stages, steps
+from gatework.backends.gpu.replays import Replays
 from gatework.backends.gpu.steps import Steps
-from gatework.compiler import Input, Matrix, State, split, tanh, trace
+from gatework.compiler import Input, Matrix, P, Scalar, State, mean, sigmoid, split, tanh, trace
 from gatework.nn import GRU, LSTM, Recurrent
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -67,9 +70,24 @@ def test_no_product_reads_what_something_stands_in_for_at_an_edge(cell):
         assert all(p.turn == -1 or (p.turn == 0 and not p.edge) for p in places)
 
 
-@pytest.mark.parametrize("cell", [cells.lstm, cells.gru_reset_before, cells.layer_norm_gru])
-@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 17, 3, 33)], ids=str)
-def test_odd_sizes(cell, sizes):
+def with_a_number(x: Input, gap: Scalar, h: State, W: Matrix, U: Matrix):
+    """A number of each row is kept, and has a gradient that may lie in its place."""
+    pace = sigmoid(gap * mean(U @ h))
+    return dict(h=pace * h + (1.0 - pace) * tanh(W @ x))
+
+
+def two_sizes(x: Input, h: State, p: State[P], W: Matrix[P], U: Matrix, R: Matrix[P]):
+    """A product of an input is multiplied by a matrix, and read unit by unit, by states of two sizes."""
+    a = W @ x
+    gate = sigmoid(p + R @ h)
+    return dict(h=tanh(U @ a + 0.5 * h), p=gate * a + (1.0 - gate) * p)
+
+
+@pytest.mark.parametrize("cell", [cells.lstm, cells.gru_reset_before, cells.layer_norm_gru, two_sizes, with_a_number])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 35, 3, 70)], ids=str)
+@pytest.mark.parametrize("processors", [1, 132])
+def test_odd_sizes_with_few_units_or_many_in_a_program(cell, sizes, processors, monkeypatch):
+    monkeypatch.setattr(device, "processors", lambda: processors)
     example = Example(trace(cell), *sizes, torch.float32)
     found = example._results(torch.float32, lambda *parts: autograd.scan(example.cell, *parts, True, "gpu"))
     assert_close(found, example.expected(True), BOUND)
@@ -98,6 +116,75 @@ def test_ragged_rows_resets_recorded_values_both_directions_and_layers_go_togeth
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=5e-6)  # float32 over four steps, both directions
 
 
+@pytest.mark.parametrize("cell", [cells.lstm, cells.layer_norm_gru])
+def test_half_precision_stays_as_near_as_its_digits_allow(cell):
+    example = Example(trace(cell), 3, 3, 5, 70, torch.float16)
+    found = example._results(torch.float16, lambda *parts: autograd.scan(example.cell, *parts, False, "gpu"))
+    assert_close(found, example.expected(), 8 * 2.0**-11)  # a few roundings to 11 digits each
+
+
+class InterpretedReplays(Replays):
+    """Graphs that launch their kernels one by one, since there is no GPU; what they are told is the same."""
+
+    launched: list[int] = []
+
+    @staticmethod
+    def serve(where):
+        return True
+
+    def _tell(self, words):
+        self.told.copy_(torch.tensor(words))
+
+    def _told(self):
+        pass
+
+    def _recorded(self, turns, aligned):
+        self.launched.append(turns)
+        return SimpleNamespace(replay=lambda: self._launch(turns, aligned))
+
+
+@pytest.mark.parametrize("cell", [cells.lstm, cells.projected_lstm, cells.layer_norm_gru])
+def test_replayed_turns_give_what_launched_ones_give_for_every_length_and_batch(cell, monkeypatch):
+    cell = trace(cell)
+    example = [Example(cell, T, B, 5, 20, torch.float32) for T, B in ((6, 3), (10, 5))]
+
+    def made(e):
+        return e._results(torch.float32, lambda *parts: autograd.scan(e.cell, *parts, False, "gpu"))
+
+    launched = [made(e) for e in example]
+    monkeypatch.setattr(steps, "REPLAYED", 6)
+    monkeypatch.setattr(replays, "LENGTHS", (4, 1))
+    monkeypatch.setattr(steps, "Replays", InterpretedReplays)
+    monkeypatch.setattr(InterpretedReplays, "launched", [])
+    for e, expected in zip(example, launched):
+        for name, value in made(e).items():
+            assert torch.equal(value, expected[name]), name
+    # One recording of each, forward and backward: the first turn of all is launched, then come 4 + 1, 4 + 4 + 1 + 1.
+    assert sorted(InterpretedReplays.launched) == [1, 1, 4, 4]
+
+
+def test_no_number_of_a_row_is_written_over_one_that_other_programs_still_read():
+    cell = trace(with_a_number)
+    made = kernel.Kernel(split(cell), Example(cell, 1, 1, 5, 20).sizes, torch.float32)
+    for loop in (stages.joined(made._training_plan.loop), stages.joined(made._backward_plan.loop)):
+        for step in loop.passes:
+            written = {(p.buffer, p.offset) for e, p in step.stores if not e.dims}
+            used = {a for e in step.stage.nodes for a in e.args if a in loop.reads}
+            assert not written & {(loop.reads[a].buffer, loop.reads[a].offset) for a in used}
+
+
+def test_replayed_turns_read_tensors_that_begin_anywhere(monkeypatch):
+    monkeypatch.setattr(steps, "Replays", InterpretedReplays)
+    monkeypatch.setattr(InterpretedReplays, "launched", [])
+    layer, x = Recurrent(cells.elman, 1, 18, backend="gpu"), torch.randn(10, 1, 1)
+    with torch.no_grad():
+        expected, _ = layer(x)
+        layer.bias_hh_l0.data = torch.cat([torch.zeros(1), layer.bias_hh_l0])[1:]
+        assert layer.bias_hh_l0.data_ptr() % 16 == 4
+        assert torch.equal(layer(x)[0], expected)
+    assert sorted(InterpretedReplays.launched) == [1, 1, 8, 8]  # for addresses that are multiples of 4, and of 16
+
+
 def test_the_state_of_half_precision_is_carried_in_float32():
     def count(x: Input, h: State, W: Matrix, U: Matrix):
         return dict(h=h + W @ x + U @ h)
@@ -107,6 +194,14 @@ def test_the_state_of_half_precision_is_carried_in_float32():
     layer.weight_hh_l0.data.zero_()
     output, _ = layer(torch.ones(40, 1, 1).half(), torch.ones(1, 1, 1).half())
     assert output[-1].item() == pytest.approx(1 + 40 * 2**-12, rel=2**-11)  # added up in float16 it would stay 1
+
+
+def test_the_source_is_as_pinned(golden):
+    cell = trace(cells.lstm)
+    made = kernel.Kernel(split(cell), dict.fromkeys(cell.sizes, 40), torch.bfloat16)
+    plans = {"forward": made._training_plan, "backward": made._backward_plan}
+    golden("lstm/triton_steps.txt", "\n".join(f"# ---- {name}\n{stages.write(plan.loop, cell, 'bfloat16')}"
+                                              for name, plan in plans.items()))
 
 
 def test_large_weights_are_served_and_small_ones_stay_in_one_program(monkeypatch):

@@ -38,24 +38,23 @@ FORMS = ["resident", "shared", "steps"]
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 
 
-def kernels(loop: Compiled | Steps, dtype: torch.dtype) -> list[tuple[object, list[str], int, int]]:
-    """The functions of a loop, with the types that they are given, rows of a program, and warps."""
+def kernels(loop: Compiled | Steps, dtype: torch.dtype, from_end: bool, rows: int
+            ) -> list[tuple[object, list[str], dict, int]]:
+    """The functions of a loop, with the types and the constants that they are given, and warps."""
+    constants = {"FROM_END": from_end, "PRECISION": "ieee", "MEMBERS": getattr(loop, "members", 1), "ROWS": LEAST}
+    if isinstance(loop, Steps):
+        constants |= {**loop.grid(rows)[1], "ALIGNED": LEAST}
+        return [(getattr(loop.module, f"told_{k}"), ["*i64", "i32"], constants, 4) for k in range(len(loop.runs))]
     given, buffers = POINTERS[dtype], loop.loop.buffers
     strides = ["i32"] * len(loop.sequences)
-    if isinstance(loop, Compiled):
-        types = ["*i64", "*i64", "i32", "i32", "i32", *[given] * len(buffers), *strides,
-                 *[given] * (len(loop.edges) + len(loop.matrices))]
-        if isinstance(loop, Shared):
-            types += [given, "*fp32", "*i64", "i32"]
-        return [(loop.runs[0], types, LEAST, loop.warps)]
-    wide = POINTERS[loop.accurate]
-    types = ["*i64", "*i64", "i32", *(wide if b.kind == "rows" else given for b in buffers.values()), *strides,
-             *[given] * len(loop.edges), *[wide] * (2 * len(loop.carried) + 2)]
-    return [(run, types, loop.rows, 4) for run in loop.runs]
+    types = ["*i64", "*i64", "i32", "i32", "i32", *[given] * len(buffers), *strides,
+             *[given] * (len(loop.edges) + len(loop.matrices))]
+    if isinstance(loop, Shared):
+        types += [given, "*fp32", "*i64", "i32"]
+    return [(loop.runs[0], types, constants, loop.warps)]
 
 
-def compiled(function, types: list[str], rows: int, warps: int, arch: int, from_end: bool, members: int) -> dict:
-    constants = {"FROM_END": from_end, "ROWS": rows, "PRECISION": "ieee", "MEMBERS": members}
+def compiled(function, types: list[str], constants: dict, warps: int, arch: int) -> dict:
     names = function.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
     signature = dict(zip(names, types + ["constexpr"] * len(constants), strict=True))
@@ -72,7 +71,7 @@ def compiled(function, types: list[str], rows: int, warps: int, arch: int, from_
             "spilled": int(re.search(r"(\d+) bytes spill stores", said)[1]), "shared": made.metadata.shared}
 
 
-def compile_cell(name: str, units: int, arch: int, forms: list[str]) -> None:
+def compile_cell(name: str, units: int, rows: int, arch: int, forms: list[str]) -> None:
     """Print a JSON object for every kernel of a cell."""
     cell = trace(getattr(cells, name))
     for dtype in POINTERS:
@@ -80,15 +79,15 @@ def compile_cell(name: str, units: int, arch: int, forms: list[str]) -> None:
         for direction, plan in (("forward", kernel._training_plan), ("backward", kernel._backward_plan)):
             for form, loop in (("resident", Compiled(plan.loop, cell, dtype)),
                                ("shared", Shared(plan.loop, cell, dtype)),
-                               ("steps", Steps(plan.loop, cell, SERVED[dtype]))):
+                               ("steps", Steps(plan.loop, cell, dtype, SERVED[dtype]))):
                 chosen = type(kernel.compile(plan.loop)) is type(loop)
                 asked = form in forms or (chosen and "chosen" in forms)
                 if not asked or (form == "shared" and not Shared.fits(plan.loop, dtype)):
                     continue
-                for number, (function, *how) in enumerate(kernels(loop, dtype)):
+                for number, (function, *how) in enumerate(kernels(loop, dtype, direction == "backward", rows)):
                     found = {"cell": name, "type": str(dtype), "loop": direction, "form": form, "chosen": chosen,
                              "stage": number}
-                    found |= compiled(function, *how, arch, direction == "backward", getattr(loop, "members", 1))
+                    found |= compiled(function, *how, arch)
                     if form == "shared":
                         found["members"] = loop.members
                     print(json.dumps(found), flush=True)
@@ -98,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cells", nargs="*", help="all of the catalogue, if none is named")
     parser.add_argument("--units", type=int, default=64, help="the length of every size of a cell")
+    parser.add_argument("--rows", type=int, default=16, help="rows of a batch: where loops run step by step it matters")
     parser.add_argument("--arch", type=int, default=90, help="90 is an H100, 80 an A100")
     parser.add_argument("--forms", nargs="+", default=FORMS, choices=[*FORMS, "chosen"],
                         help="the forms of a loop: all if not said, or the one that is chosen")
@@ -106,12 +106,13 @@ def main() -> None:
     names = options.cells or cells.__all__
     if options.here:
         for name in names:
-            compile_cell(name, options.units, options.arch, options.forms)
+            compile_cell(name, options.units, options.rows, options.arch, options.forms)
         return
     failed = []
     for name in names:
         done = subprocess.run([sys.executable, __file__, "--here", name, f"--units={options.units}",
-                               f"--arch={options.arch}", "--forms", *options.forms], stderr=subprocess.PIPE, text=True)
+                               f"--rows={options.rows}", f"--arch={options.arch}", "--forms", *options.forms],
+                              stderr=subprocess.PIPE, text=True)
         if done.returncode:
             failed.append(name)
             print(json.dumps({"cell": name, "failed": done.stderr[-2000:]}), flush=True)

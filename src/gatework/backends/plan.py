@@ -294,7 +294,8 @@ def plan_backward(scan: Scan, sizes: dict[str, int], forward: Forward, align: in
     computed = dict(zip(backward.emitted, plan.roots))
     for e in _family_order(scan):
         at = plan.stage_of[computed[e]]
-        fits = (p for p, after in occupants.items() if p.size == layout.size(e) and after <= at)
+        # A number of a row has its own place: where programs share the units of a row, all of them read and write it.
+        fits = (p for p, after in occupants.items() if e.dims and p.size == layout.size(e) and after <= at)
         emitted[e] = _preferred(layout, scan, e, occupants, at) or next(fits, None) or layout.slot("emitted",
                                                                                                   layout.size(e))
         occupants.pop(emitted[e], None)

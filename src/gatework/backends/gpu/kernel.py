@@ -13,7 +13,8 @@ from ...compiler import Cell, Scan, split
 from .. import kernel
 from ..batch import Batch
 from ..plan import Loop
-from . import resident, shared
+from . import device, resident, shared
+from .handed import sums
 from .load import load, words
 from .resident import longest_operand, resident_values, signature
 from .source import LEAST
@@ -26,7 +27,6 @@ from .together import run_together
 MOST_RESIDENT, ROOM = 1 << 17, 20 << 10
 LONGEST = {torch.float32: 64}
 PIECE = 128  # values of an operand that are multiplied at once where programs share units: more would be spilled
-SHARED, PROCESSORS = 227 << 10, 132  # of an H100: bytes that a program may have, and programs side by side
 # The types of the tensors, with the type that a kernel computes in.
 SERVED = {torch.float32: "float32", torch.bfloat16: "float32", torch.float16: "float32"}
 
@@ -73,7 +73,7 @@ class Compiled:
             self.launch(-(-batch.rows // LEAST), given, options, xp.device)
         return True
 
-    def launch(self, tiles: int, given: list, options: dict[str, Any], device: torch.device) -> None:
+    def launch(self, tiles: int, given: list, options: dict[str, Any], where: torch.device) -> None:
         self.runs[0][tiles,](*given, **options)
 
 
@@ -89,20 +89,20 @@ class Shared(Compiled):
     def fits(loop: Loop, dtype: torch.dtype) -> bool:
         members = _members(loop, dtype)
         values = resident_values(loop) // members + LEAST * shared.handed_width(loop)
-        return (dtype not in LONGEST and members <= min(shared.most_members(loop), _programs_at_once())
-                and values * dtype.itemsize <= _shared_bytes())
+        return (dtype not in LONGEST and members <= min(shared.most_members(loop), device.processors())
+                and values * dtype.itemsize <= device.shared_bytes())
 
     def written(self, cell: Cell) -> str:
         return shared.write(self.loop, cell, self.members, PIECE, SERVED[self.dtype])
 
-    def launch(self, tiles: int, given: list, options: dict[str, Any], device: torch.device) -> None:
-        at_once = min(tiles, _programs_at_once() // self.members)
+    def launch(self, tiles: int, given: list, options: dict[str, Any], where: torch.device) -> None:
+        at_once = min(tiles, device.processors() // self.members)
         sides = 2 * at_once * LEAST
-        handed = torch.empty(sides, shared.handed_width(self.loop), dtype=self.dtype, device=device)
-        totals = torch.empty(sides, shared.totals_width(self.loop), self.members, device=device)
+        handed = torch.empty(sides, shared.handed_width(self.loop), dtype=self.dtype, device=where)
+        totals = torch.empty(sides, len(sums(self.loop)), self.members, device=where)
         for first in range(0, tiles, at_once):
             groups = min(at_once, tiles - first)
-            counters = torch.zeros(groups, shared.COUNTER, dtype=torch.int64, device=device)
+            counters = torch.zeros(groups, shared.COUNTER, dtype=torch.int64, device=where)
             run_together(self.runs[0], (groups, self.members), *given, handed, totals, counters, first * LEAST,
                          **options, MEMBERS=self.members)
 
@@ -118,7 +118,7 @@ class Kernel(kernel.Kernel):
         for form in FORMS:
             if form.fits(loop, self.dtype):
                 return form(loop, self.cell, self.dtype)
-        return Steps(loop, self.cell, SERVED[self.dtype])
+        return Steps(loop, self.cell, self.dtype, SERVED[self.dtype])
 
     def sources(self) -> dict[str, str]:
         """The source of the loops that training runs."""
@@ -131,7 +131,7 @@ FORMS: tuple[type[Compiled], ...] = (Compiled,)
 
 
 def _most_resident() -> int:
-    return min(MOST_RESIDENT, _shared_bytes() - ROOM)
+    return min(MOST_RESIDENT, device.shared_bytes() - ROOM)
 
 
 def _members(loop: Loop, dtype: torch.dtype) -> int:
@@ -140,23 +140,6 @@ def _members(loop: Loop, dtype: torch.dtype) -> int:
     while resident_values(loop) * dtype.itemsize > members * _most_resident():
         members *= 2
     return members
-
-
-@cache
-def _programs_at_once() -> int:
-    """Programs that run side by side, each with a processor of its own: on the smallest GPU here, or on an H100."""
-    if not torch.cuda.is_available():
-        return PROCESSORS
-    return min(torch.cuda.get_device_properties(k).multi_processor_count for k in range(torch.cuda.device_count()))
-
-
-@cache
-def _shared_bytes() -> int:
-    """Shared memory that a program may have: on the smallest GPU here, or on an H100 where there is none."""
-    if not torch.cuda.is_available():
-        return SHARED
-    return min(torch.cuda.get_device_properties(k).shared_memory_per_block_optin
-               for k in range(torch.cuda.device_count()))
 
 
 def check(like: torch.Tensor) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from ...compiler import Cell
 from ...compiler.expr import Expr
 from ..plan import Loop, Pass, Place
+from .handed import handed, sums
 from .maths import FUNCTIONS
 from .resident import Resident
 from .source import LEAST, name_of, padded
@@ -42,39 +43,20 @@ def write(loop: Loop, cell: Cell, members: int, longest: int, accurate: str = "f
     """The source of `run` for groups of `members`, a power of two, with operands in pieces of `longest` values.
 
     It takes, behind what `Resident` does, (handed, totals, counters, rows of earlier launches): memory for
-    `handed_width` values of the weights' type and `totals_width` numbers for each row and side, and a counter of 0 for
-    each group, `COUNTER` apart.
+    `handed_width` values of the weights' type and a number for each of its sums, for each row and side, and a counter
+    of 0 for each group, `COUNTER` apart.
     """
     return _Shared(loop, cell, members, longest, accurate).text()
 
 
 def handed_width(loop: Loop) -> int:
     """Values that are handed over, for each row."""
-    return sum(loop.size(v) for v in _handed(loop).values())
-
-
-def totals_width(loop: Loop) -> int:
-    """Sums over features, for each row."""
-    return sum(len(step.stage.sums) for step in loop.passes)
+    return sum(loop.size(v) for v in handed(loop).values())
 
 
 def most_members(loop: Loop) -> int:
     """So many have units of the longest vector."""
     return max((padded(size) for size in loop.sizes.values()), default=LEAST) // LEAST
-
-
-def _handed(loop: Loop) -> dict[object, Expr]:
-    """What is handed over: values of this turn, and where the turn before stored something -> a value that has it."""
-    stored = {(p.buffer, p.offset) for step in loop.passes for _, p in step.stores}
-    computed = {e for step in loop.passes for e in step.stage.nodes}
-    found: dict[object, Expr] = {}
-    for v in (v for step in loop.passes for e in step.stage.products for v in e.args[1::2]):
-        if v in computed:
-            found[v] = v
-        elif (place := loop.reads[v]).turn == -1 or loop.buffers[place.buffer].kind == "rows":
-            if (place.buffer, place.offset) in stored:
-                found[place.buffer, place.offset] = v
-    return found
 
 
 class _Shared(Resident):
@@ -86,11 +68,10 @@ class _Shared(Resident):
     def __init__(self, loop: Loop, cell: Cell, members: int, longest: int, accurate: str):
         super().__init__(loop, cell, accurate)
         self.members, self.longest = members, longest
-        self.handed, self.width = _handed(loop), handed_width(loop)
+        self.handed, self.width = handed(loop), handed_width(loop)
         ends = [loop.size(v) for v in self.handed.values()]
         self.begin = dict(zip(self.handed, (sum(ends[:k]) for k in range(len(ends)))))
-        sums = [e for step in loop.passes for e in step.stage.sums]
-        self.number = {e: k for k, e in enumerate(sums)}
+        self.number = {e: k for k, e in enumerate(sums(loop))}
         self.pieces: dict[Expr, list[tuple[str, int, int]]] = {}
 
     def functions(self) -> str:

@@ -1,113 +1,342 @@
-"""Receives the plan of a loop, hands on Triton source: one kernel for each stage of a turn, for weights of any size.
+"""Receives the plan of a loop, hands on Triton source: kernels for each stage of a turn, for weights of any size.
 
-Matrix products are made outside, by the library that torch calls; a kernel reads their sums and evaluates what they
-make possible, for some rows and all units of them. What a later stage needs goes through scratch, what the next turn
-needs through rows of which there are two, those of the turn before and those of this one:
+A program has some rows and some units, goes through the weights of those units, and evaluates what the products make
+possible; what the others must know of it lies in memory when the next kernel begins:
 
     for each turn of the loop
         for each stage
-            sums = operands @ weights, for all its products at once
-            stage(sums): loads and equations, then the stores
+            stage(turn): loads, products of what was handed over, and equations, then the stores
+
+Four warps share the products: for each an operand and a matrix of its own, or a part of their depth. Memory for what
+goes from turn to turn has two sides, for even and for odd turns.
+
+Every kernel is there twice. `stage_0` takes what it works on as arguments; `told_0` finds that in memory, so a recorded
+graph of launches can be replayed for other tensors, other lengths and as many rows as its programs have.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from ...compiler import Cell
 from ...compiler.expr import Expr
-from ..plan import Loop, Pass, Place
+from ..plan import Loop, Pass
+from .handed import handed, sums
 from .maths import FUNCTIONS
-from .source import EDGE_LINES, Writer, name_of, sequence_strides
+from .source import EDGE_LINES, Writer, name_of
+
+DEPTH = 64  # values of an operand that are multiplied at once; operands and matrices are filled up to multiples of it
+ENTRIES = 4  # products at once
+CONSTANTS = ("FROM_END", "ROWS", "UNITS", "MEMBERS", "STAGES", "PRECISION")
 
 
-def carried(loop: Loop) -> dict[tuple[str, int], tuple[Place, Expr]]:
-    """What a turn reads of the turn before: (buffer, offset) -> its place, and one of the values that lie there."""
-    return {(p.buffer, p.offset): (p, e) for e, p in loop.reads.items() if p.turn == -1}
+def filled(size: int) -> int:
+    return -(-size // DEPTH) * DEPTH
+
+
+def side_by_side(sizes: dict) -> tuple[dict, int]:
+    """Where vectors begin that lie behind each other, and their length in all."""
+    begin, end = {}, 0
+    for key, size in sizes.items():
+        begin[key], end = end, end + size
+    return begin, end
+
+
+def carried(loop: Loop) -> dict[tuple[str, int], int]:
+    """What a turn leaves to the next one: (buffer, offset) -> its size."""
+    places = [p for p in loop.reads.values() if p.turn == -1]
+    places += [p for step in loop.passes for _, p in step.stores if loop.buffers[p.buffer].kind == "rows"]
+    return {(p.buffer, p.offset): p.size for p in places if p.buffer in loop.buffers}
+
+
+def matrices(loop: Loop) -> dict[Expr, int]:
+    """Matrices of the loop -> the values that each has with what fills it up."""
+    found = {m: None for step in loop.passes for e in step.stage.products for m in e.args[::2]}
+    return {m: filled(loop.sizes[m.dims[0]]) * filled(loop.sizes[m.dims[1]]) for m in found}
+
+
+def joined(loop: Loop) -> Loop:
+    """The same with numbers of a row computed in the stage after them, by all programs: cheaper than a launch."""
+    passes: list[Pass] = []
+    for step in reversed(loop.passes):
+        if passes and not step.stage.dims:
+            after = passes[0]
+            stage = replace(after.stage, nodes=step.stage.nodes + after.stage.nodes)
+            passes[0] = replace(after, stage=stage, stores=step.stores + after.stores, keep=step.keep + after.keep)
+        else:
+            passes.insert(0, step)
+    return replace(loop, passes=passes)
 
 
 def edges(loop: Loop) -> list[str]:
-    """Sequences for which something stands in at a row's edge, but those of the turn before: their rows begin so."""
+    """Sequences for which something stands in at a row's edge, but those of the turn before: these begin so."""
     return [n for n in loop.buffers if any(p.edge and p.buffer == n and p.turn != -1 for p in loop.reads.values())]
 
 
-def write(loop: Loop, cell: Cell, accurate: str = "float32") -> str:
-    """The source of `stage_0`, `stage_1`, ..., which compute in the type `accurate`.
+def signature(loop: Loop) -> dict[str, str]:
+    """What all stages take before the turn -> "words", "given" or "accurate" for memory of such values, or "number".
 
-    Each takes (offsets, sizes, t, buffers, strides of the sequences, edges, rows of the turn before and of this one for
-    every one of `carried`, sums, scratch), and FROM_END and ROWS.
+    `given` is the type of the tensors, `accurate` that of the sums. A sequence does not move where it is the same row
+    in all steps.
     """
-    stages = [_Stage(loop, cell, accurate).text(number, step) for number, step in enumerate(loop.passes)]
-    return "\n\n".join([f"import triton\nimport triton.language as tl\n\n\n{FUNCTIONS}", *stages])
+    rolling = {name for name, _ in carried(loop)}
+    sequences = [n for n, b in loop.buffers.items() if b.kind == "sequence"]
+    return {"offsets": "words", "sizes": "words", "first": "number", "rows": "number",
+            **{name_of(n): "given" for n, b in loop.buffers.items() if b.kind != "rows" or n not in rolling},
+            **{f"{name_of(n)}_moves": "number" for n in sequences},
+            **{f"{name_of(n)}_edge": "given" for n in edges(loop)},
+            "weights": "given", "handed": "given", "carried": "accurate", "totals": "accurate", "scratch": "accurate"}
+
+
+def write(loop: Loop, cell: Cell, given: str, accurate: str = "float32") -> str:
+    """The source of `stage_0`, `told_0`, `stage_1`, ... and of `advance`, for tensors of the type `given`.
+
+    Stages take what `signature` says, the turn, and `CONSTANTS`; told ones a table of all that with the turn at its
+    end, how many turns more it is, the constants, and how many bytes addresses of values are multiples of.
+    """
+    stages = [f"{_Stage(loop, cell, given, accurate).text(number, step)}\n\n{_told(loop, number, given, accurate)}"
+              for number, step in enumerate(loop.passes)]
+    last = len(signature(loop))
+    advance = f"@triton.jit\ndef advance(told, turns):\n    tl.store(told + {last}, tl.load(told + {last}) + turns)\n"
+    return "\n\n".join([f"import triton\nimport triton.language as tl\n\n\n{FUNCTIONS}", *stages, advance])
+
+
+def _told(loop: Loop, number: int, given: str, accurate: str) -> str:
+    types = {"given": given, "accurate": accurate}
+    found = [f"tl.load(told + {k}).to(tl.int32)" if kind == "number" else
+             f"tl.load(told + {k}).to(tl.pointer_type(tl.int64))" if kind == "words" else
+             f"tl.multiple_of(tl.load(told + {k}).to(tl.pointer_type(tl.{types[kind]})), ALIGNED)"
+             for k, kind in enumerate([*signature(loop).values(), "number"])]
+    found[-1] += " + ahead"
+    constants = ", ".join(f"{name}: tl.constexpr" for name in (*CONSTANTS, "ALIGNED"))
+    return "\n".join(['@triton.jit(do_not_specialize=["ahead"])', f"def told_{number}(told, ahead, {constants}):",
+                      f"    stage_{number}(", *(f"        {one}," for one in (*found, *CONSTANTS)), "    )", ""])
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One product of the sum `of`."""
+
+    of: Expr
+    matrix: Expr
+    flag: str  # "T": the transposed matrix
+    operand: Expr
 
 
 class _Stage(Writer):
     """Writes the kernel of one stage."""
 
+    def __init__(self, loop: Loop, cell: Cell, given: str, accurate: str):
+        super().__init__(loop, cell, accurate)
+        self.given = f"tl.{given}"
+        self.handed = handed(loop)
+        self.handed_at, self.handed_width = side_by_side({k: filled(loop.size(v)) for k, v in self.handed.items()})
+        self.carried = carried(loop)
+        self.carried_at, self.carried_width = side_by_side(self.carried)
+        self.matrix_at, _ = side_by_side(matrices(loop))
+        self.number = {e: k for k, e in enumerate(sums(loop))}
+        self.added: dict[Expr, list[str]] = {}  # a sum of products -> variables that add up to it
+
     def text(self, number: int, step: Pass) -> str:
-        loop = self.loop
-        self.products = {e: k for k, e in enumerate(step.stage.products)}
-        self.carriers = {key: name_of(f"{key[0]}_{key[1]}") for key in carried(loop)}
-        names = ["offsets", "sizes", "t", *map(name_of, loop.buffers), *sequence_strides(loop),
-                 *(f"{name_of(n)}_edge" for n in edges(loop)),
-                 *(f"{when}_{name}" for name in self.carriers.values() for when in ("before", "after")), "sums",
-                 "scratch", "FROM_END: tl.constexpr", "ROWS: tl.constexpr"]
+        names = [*signature(self.loop), "turn", *(f"{name}: tl.constexpr" for name in CONSTANTS)]
         self.indices()
         self._equations(step)
-        head = ["row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]",
+        head = ["member = tl.program_id(1)",
+                "row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]",
+                "there = row < rows",
+                "t = first - turn if FROM_END else first + turn",
                 "begin = tl.load(offsets + t)",
                 "live = row < tl.load(sizes + t)",
-                "there = live",
                 "here = begin + row"]
-        if edges(loop):
+        head += [f"{name_of(n)}_stride = {b.width} * {name_of(n)}_moves" for n, b in self.loop.buffers.items()
+                 if b.kind == "sequence"]
+        if edges(self.loop):
             head += EDGE_LINES
+        for name, width in (("handed", self.handed_width), ("carried", self.carried_width),
+                            ("totals", len(self.number))):
+            if width:
+                members = " * MEMBERS" if name == "totals" else ""
+                side = f"tl.num_programs(0).to(tl.int64) * ROWS * {width}{members}"
+                head += [f"{name}_before = ((turn + 1) % 2) * {side}", f"{name}_now = (turn % 2) * {side}"]
+        if self.number:
+            head.append("part = tl.arange(0, MEMBERS)[None, :]")
+        if step.stage.products:
+            head += [f"entry = tl.arange(0, {ENTRIES})[:, None, None]",
+                     "some = tl.maximum(tl.load(sizes + t).to(tl.int32) - tl.program_id(0) * ROWS, 0)  # rows, or none"]
         lines = [f"    {line}" for line in (*head, *self.outside, *self.lines)]
-        # Triton would make a kernel of its own for a t that is 1 or a multiple of 16.
-        head = ['@triton.jit(do_not_specialize=["t"])', f"def stage_{number}({', '.join(names)}):"]
-        return "\n".join([*head, *lines, ""])
+        # Triton would make a kernel of its own for a number that is 1 or a multiple of 16.
+        numbers = [f'"{name}"' for name, kind in signature(self.loop).items() if kind == "number"]
+        return "\n".join([f'@triton.jit(do_not_specialize=[{", ".join(numbers)}, "turn"])',
+                          f"def stage_{number}({', '.join(names)}):", *lines, ""])
+
+    def block(self, size: int) -> str:
+        return "UNITS"
+
+    def first_unit(self, block: object) -> str:
+        return f"member * {block} + "
+
+    # ---- one stage
 
     def _equations(self, step: Pass) -> None:
-        loop = self.loop
+        made = set(step.stage.nodes)
+        for e in step.stage.nodes:  # what memory holds is asked for before the products, and comes meanwhile
+            for a in e.args if e.op not in ("contract", "sum") else ():
+                if a not in made and (a in self.loop.reads or a in self.loop.scratch):
+                    self.value(a)
+        for pairs in self._bundles(step):
+            self._multiply(pairs)
         for e in step.stage.nodes:
             value, name = self.computed(e), self.fresh()
             self.lines.append(f"{name} = {value}")
             self.env[e] = name
+        self._store(step)
+
+    def _store(self, step: Pass) -> None:
         stores = [(place, e, self.value(e)) for e, place in step.stores]
+        old = {place: self.value(e) for e, place in self.loop.reads.items() if place in {p for p, _, _ in stores}
+               and self.loop.buffers[place.buffer].kind == "rows"}
         kept = [(e, self.value(e)) for e in step.keep]
-        kept += [(e, f"tl.sum({self.whole(e.args[0])}, 1)[:, None]") for e in step.stage.sums]
+        parts = [(e, f"tl.sum({self.whole(e.args[0])}, 1)[:, None]") for e in step.stage.sums]
         if any(place in self.loaded for place, _, _ in stores):
             self.lines.append("tl.debug_barrier()  # what was read there has been read by all")
         for place, e, value in stores:
-            self.lines.append(self.store(e, place, value, "live"))
-            if (name := self.carriers.get((place.buffer, place.offset))) is not None:
-                self.lines.append(self._to_rows(f"after_{name}", loop.size(e), 0, e, value))
-        self.lines += [self._to_rows("scratch", loop.scratch_row, loop.scratch[e], e, value) for e, value in kept]
+            key = place.buffer, place.offset
+            if place in old:  # rows that have no such step keep what they had
+                value = f"tl.where(live, {value}, {old[place]})"
+                self._put(self._carried("now", key, e), value, e, "there")
+            else:
+                self.lines.append(self.store(e, place, value, "live"))
+                if key in self.carried:
+                    self._put(self._carried("now", key, e), value, e, "live")
+            if key in self.handed:
+                self._put(self._handed("now", key, e), value, e, "live")
+        for e in step.stage.nodes:
+            if e in self.handed:
+                self._put(self._handed("now", e, e), self.env[e], e, "live")
+        for e, value in kept:
+            self._put(self._scratch(e), value, e, "live")
+        for e, value in parts:
+            self.lines.append(f"tl.store({self._total(e)} + member, {value}, mask=live)")
 
-    def _rows(self, base: str, stride: int, offset: int, e: Expr) -> str:
-        return self.pointer(base, "row", stride, Place(base, offset, self.loop.size(e)), e)
+    def _put(self, at: str, value: str, e: Expr, mask: str) -> None:
+        self.lines.append(f"tl.store({at}, {value}, mask={mask}{self.in_range(e)})")
 
-    def _to_rows(self, base: str, stride: int, offset: int, e: Expr, value: str) -> str:
-        return f"tl.store({self._rows(base, stride, offset, e)}, {value}, mask=live{self.in_range(e)})"
+    # ---- where things lie
 
-    def _of_rows(self, base: str, stride: int, offset: int, e: Expr) -> str:
-        return f"tl.load({self._rows(base, stride, offset, e)}, mask=live{self.in_range(e)}, other=0.0)"
+    def _unit(self, e: Expr) -> str:
+        return f" + u_{e.dims[0]}" if e.dims else ""
+
+    def _handed(self, side: str, key: object, e: Expr) -> str:
+        return f"handed + handed_{side} + row * {self.handed_width} + {self.handed_at[key]}{self._unit(e)}"
+
+    def _carried(self, side: str, key: tuple[str, int], e: Expr) -> str:
+        return f"carried + carried_{side} + row * {self.carried_width} + {self.carried_at[key]}{self._unit(e)}"
+
+    def _scratch(self, e: Expr) -> str:
+        return f"scratch + row * {self.loop.scratch_row} + {self.loop.scratch[e]}{self._unit(e)}"
+
+    def _total(self, e: Expr) -> str:
+        """Where the members' parts of a sum begin."""
+        return f"totals + totals_now + (row * {len(self.number)} + {self.number[e]}) * MEMBERS"
 
     def read(self, e: Expr) -> str:
         place = self.loop.reads.get(e)
-        if place is not None and place.turn != -1:
-            if self.loop.buffers[place.buffer].kind == "rows":
-                self.loaded.add(place)
+        key = (place.buffer, place.offset) if place is not None else None
+        if key in self.carried and (place.turn == -1 or self.loop.buffers[place.buffer].kind == "rows"):
+            at, mask = self._carried("before", key, e), "there"
+        elif place is not None:
             return super().read(e)
+        elif e not in self.number:
+            at, mask = self._scratch(e), "live"
         name = self.fresh(e if e.is_leaf else None)
-        if place is None:
-            source = self._of_rows("scratch", self.loop.scratch_row, self.loop.scratch[e], e)
-        else:
-            key = place.buffer, place.offset
-            source = self._of_rows(f"before_{self.carriers[key]}", self.loop.size(e), 0, e)
-        self.lines.append(f"{name} = {source}")
+        if e in self.number:
+            self.lines.append(f"{name} = {self.sum(e)}")
+            return name
+        self.lines.append(f"{name} = tl.load({at}, mask={mask}{self.in_range(e)}, other=0.0)")
         return name
 
-    def product(self, e: Expr) -> str:
-        width = self.loop.size(e)
-        return self._of_rows("sums", len(self.products) * width, self.products[e] * width, e)
-
     def sum(self, e: Expr) -> str:
-        return self._of_rows("scratch", self.loop.scratch_row, self.loop.scratch[e], e)
+        return (f"tl.sum(tl.load({self._total(e)} + part, mask=live & (part < tl.num_programs(1)), other=0.0), 1)"
+                "[:, None]")
+
+    # ---- products
+
+    def product(self, e: Expr) -> str:
+        return " + ".join(self.added[e])
+
+    def _bundles(self, step: Pass) -> list[list[_Pair]]:
+        """Products that can be made at once: of matrices of one shape, by operands that lie side by side, or by one."""
+        alike: dict[tuple, list[_Pair]] = {}
+        for e in step.stage.products:
+            for m, v, flag in zip(e.args[::2], e.args[1::2], e.attr):
+                alike.setdefault((m.dims, flag, self._side(v) or v), []).append(_Pair(e, m, flag, v))
+        return [pairs[k:k + ENTRIES] for pairs in alike.values() for k in range(0, len(pairs), ENTRIES)]
+
+    def _key(self, v: Expr) -> object:
+        """What it is handed over as."""
+        return v if v in self.handed else (self.loop.reads[v].buffer, self.loop.reads[v].offset)
+
+    def _side(self, v: Expr) -> str:
+        """The side where it is handed over; none for what lies in memory as it was given."""
+        if v in self.handed:
+            return "now"
+        place = self.loop.reads[v]
+        before = place.turn == -1 or self.loop.buffers[place.buffer].kind == "rows"
+        return "before" if before and self._key(v) in self.handed else ""
+
+    def _multiply(self, pairs: list[_Pair]) -> None:
+        """Emit the loop over the depth of some products, and take their sums apart."""
+        n, first = next(self.numbers), pairs[0]
+        parts = {1: 4, 2: 2}.get(len(pairs), 1)  # of the depth of each
+        sizes = [self.loop.sizes[d] for d in first.matrix.dims]
+        out, inner = first.matrix.dims if first.flag == "N" else first.matrix.dims[::-1]
+        entry = "entry" if parts == 1 else f"(entry // {parts})"
+        depth, deep = filled(self.loop.sizes[inner]), DEPTH // parts
+        unit = f"tl.arange(0, {deep})" if parts == 1 else f"(entry % {parts}) * {deep} + tl.arange(0, {deep})"
+        a, loaded = self._operand(pairs, entry, f"k{n}", unit, parts == 1)
+        down = f"k{n} + {unit}[None, :, None]"
+        at = (f"u_{out}[None] * {filled(sizes[1])} + ({down})" if first.flag == "N" else
+              f"({down}) * {filled(sizes[1])} + u_{out}[None]")
+        busy = "" if parts * len(pairs) == ENTRIES else f", mask=entry < {len(pairs)}, other=0.0"
+        begin = self._chosen(entry, [self.matrix_at[p.matrix] for p in pairs])
+        self.lines += [f"a{n} = {a}", f"w{n} = weights + {begin}",
+                       f"v{n} = tl.zeros([{ENTRIES}, ROWS, UNITS], {self.accurate})",
+                       f"end{n} = tl.minimum({depth} * some * (member * UNITS < {self.loop.sizes[out]}), {depth})",
+                       f"for k{n} in tl.range(0, end{n}, {DEPTH}, num_stages=STAGES):",
+                       f"    v{n} = tl.dot({loaded.format(f'a{n}')}, tl.load(w{n} + {at}{busy}), v{n}, "
+                       f"input_precision=PRECISION, out_dtype={self.accurate})"]
+        self._take_apart(f"v{n}", [p.of for p in pairs for _ in range(parts)])
+
+    def _operand(self, pairs: list[_Pair], entry: str, k: str, unit: str, whole: bool) -> tuple[str, str]:
+        """Where what is multiplied begins; and how some of its values are read there, [ENTRIES, ROWS, values]."""
+        v, side = pairs[0].operand, self._side(pairs[0].operand)
+        alike = whole and all(p.operand is v for p in pairs)
+        across, axis = (f"{unit}[None, :]", "") if alike else (f"{unit}[None, None, :]", "[None]")
+        if side:
+            begin = self._chosen(entry, [self.handed_at[self._key(p.operand)] for p in pairs])
+            at, mask = f"handed + handed_{side} + {begin} + row{axis} * {self.handed_width}", ""
+        else:
+            # Nothing stands in for these at an edge: the loop copies what comes from outside before it multiplies that.
+            # And nobody writes over them in the loop: the gradient of the matrix is a product of them, after it.
+            place = self.loop.reads[v]
+            name, rows = name_of(place.buffer), self.loop.buffers[place.buffer].kind == "rows"
+            row, stride, live = (("row", self.loop.buffers[place.buffer].width, "there") if rows else
+                                 ("here", f"{name}_stride", "live"))
+            at = f"{name} + {row}{axis} * {stride} + {place.offset}"
+            mask = f", mask={live}{axis} & ({k} + {across} < {place.size}), other=0.0"
+        loaded = f"tl.load({{}} + {k} + {across}{mask})"
+        return at, f"tl.broadcast_to({loaded}[None], [{ENTRIES}, ROWS, {DEPTH}])" if alike else loaded
+
+    def _chosen(self, entry: str, values: list[int]) -> str:
+        """The number of each entry, in terms of which the compiler sees the divisors."""
+        others = [f" + ({entry} == {k}).to(tl.int32) * {value - values[0]}" for k, value in enumerate(values)]
+        return str(values[0]) + "".join(text for text, value in zip(others, values) if value != values[0])
+
+    def _take_apart(self, name: str, owners: list[Expr]) -> None:
+        """Say which sum of products each entry belongs to. (`tl.sum` over entries has eight times as many barriers.)"""
+        self.lines += [f"{name}_all = tl.permute({name}, (1, 2, 0)).reshape([ROWS, UNITS, 2, 2])",
+                       f"{name}_even, {name}_odd = tl.split({name}_all)",
+                       f"{name}_0, {name}_2 = tl.split({name}_even)",
+                       f"{name}_1, {name}_3 = tl.split({name}_odd)"]
+        for k, e in enumerate(owners):
+            self.added.setdefault(e, []).append(f"{name}_{k}")
