@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton", reason='pip install "gatework[gpu]"')
 
-from gatework.backends.gpu.kernel import SHARED  # noqa: E402
+from gatework.backends.gpu.device import SHARED  # noqa: E402
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu" / "offline.py"
 
@@ -38,6 +38,14 @@ def test_units_shared_by_programs_compile_for_an_h100_too(tmp_path):
     found = compiled(tmp_path, "lstm", "--units", "256", "--forms", "shared")
     assert [(f["type"], f["loop"], f["members"]) for f in found] == [
         (f"torch.{kind}", loop, 4) for kind in ("bfloat16", "float16") for loop in ("forward", "backward")]
+
+
+@pytest.mark.parametrize(("units", "rows"), [(650, 20), (1024, 128)])
+def test_steps_of_any_size_compile_and_read_ahead_of_their_products(units, rows, tmp_path):
+    found = compiled(tmp_path, "lstm", "--units", str(units), "--forms", "steps", "--rows", str(rows))
+    assert len(found) == 6
+    # Products whose operands are loaded one after the other, when they are needed, get by with an eighth of that.
+    assert all(f["shared"] >= 32 << 10 for f in found)
 
 
 def test_a_cell_that_is_not_compiled_is_named_and_ends_with_an_error():

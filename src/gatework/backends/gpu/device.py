@@ -6,17 +6,19 @@ from functools import cache
 
 import torch
 
+PROCESSORS, SHARED = 132, 227 << 10  # of an H100
+
 
 @cache
 def processors() -> int:
     """Programs that run side by side, each with a processor of its own."""
-    return _least("multi_processor_count", 132)
+    return _least("multi_processor_count", PROCESSORS)
 
 
 @cache
 def shared_bytes() -> int:
     """Shared memory that a program may have."""
-    return _least("shared_memory_per_block_optin", 227 << 10)
+    return _least("shared_memory_per_block_optin", SHARED)
 
 
 def _least(name: str, of_h100: int) -> int:
