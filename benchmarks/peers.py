@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 def peephole_lstm(x: Tensor, W: Tensor, U: Tensor, p: Tensor, b: Tensor) -> Tensor:
-    h = c = torch.zeros([x.shape[1], U.shape[1]])
+    h = c = x.new_zeros([x.shape[1], U.shape[1]])
     pi, pf, po = p.chunk(3)
     outputs = []
     for wx in functional.linear(x, W, b).unbind():
@@ -25,7 +25,7 @@ def peephole_lstm(x: Tensor, W: Tensor, U: Tensor, p: Tensor, b: Tensor) -> Tens
 
 
 def coupled_lstm(x: Tensor, W: Tensor, U: Tensor, b: Tensor) -> Tensor:
-    h = c = torch.zeros([x.shape[1], U.shape[1]])
+    h = c = x.new_zeros([x.shape[1], U.shape[1]])
     outputs = []
     for wx in functional.linear(x, W, b).unbind():
         i, g, o = (wx + functional.linear(h, U)).chunk(3, -1)
@@ -37,7 +37,7 @@ def coupled_lstm(x: Tensor, W: Tensor, U: Tensor, b: Tensor) -> Tensor:
 
 def layer_norm_lstm(x: Tensor, W: Tensor, U: Tensor, gx: Tensor, gh: Tensor, gc: Tensor, b: Tensor) -> Tensor:
     H = U.shape[1]
-    h = c = torch.zeros([x.shape[1], H])
+    h = c = x.new_zeros([x.shape[1], H])
     bias, shift = b[:4 * H], b[4 * H:]
     outputs = []
     for wx in functional.layer_norm(functional.linear(x, W), [4 * H], gx, bias).unbind():
@@ -49,7 +49,7 @@ def layer_norm_lstm(x: Tensor, W: Tensor, U: Tensor, gx: Tensor, gh: Tensor, gc:
 
 
 def projected_lstm(x: Tensor, W: Tensor, U: Tensor, b: Tensor, d: Tensor, R: Tensor) -> Tensor:
-    h, c = torch.zeros([x.shape[1], R.shape[0]]), torch.zeros([x.shape[1], R.shape[1]])
+    h, c = x.new_zeros([x.shape[1], R.shape[0]]), x.new_zeros([x.shape[1], R.shape[1]])
     outputs = []
     for wx in functional.linear(x, W, b + d).unbind():
         i, f, g, o = (wx + functional.linear(h, U)).chunk(4, -1)
@@ -61,7 +61,7 @@ def projected_lstm(x: Tensor, W: Tensor, U: Tensor, b: Tensor, d: Tensor, R: Ten
 
 def gru_reset_before(x: Tensor, W: Tensor, U: Tensor, b: Tensor) -> Tensor:
     H = U.shape[1]
-    h = torch.zeros([x.shape[1], H])
+    h = x.new_zeros([x.shape[1], H])
     gates, candidate = U[:2 * H], U[2 * H:]
     outputs = []
     for wx in functional.linear(x, W, b).unbind():
@@ -73,7 +73,7 @@ def gru_reset_before(x: Tensor, W: Tensor, U: Tensor, b: Tensor) -> Tensor:
 
 
 def leaky_memory(x: Tensor, W: Tensor, U: Tensor, q: Tensor, r: Tensor, b: Tensor) -> Tensor:
-    h = m = torch.zeros([x.shape[1], U.shape[1]])
+    h = m = x.new_zeros([x.shape[1], U.shape[1]])
     leak = torch.sigmoid(r)
     outputs = []
     for wx in functional.linear(x, W, b).unbind():

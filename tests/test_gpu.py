@@ -179,12 +179,26 @@ def test_the_source_is_as_pinned(name, golden):
     golden(f"{name}/triton.txt", gpu.triton_text(trace(getattr(cells, name)), 20))
 
 
+GPU_SCRIPTS = Path(__file__).parents[1] / "benchmarks" / "gpu"
+
+
 def test_the_script_for_a_first_look_runs_through(tmp_path):
-    script = Path(__file__).parents[1] / "benchmarks" / "gpu" / "first_look.py"
-    subprocess.run([sys.executable, script, "--smoke", "--out", tmp_path], check=True, capture_output=True)
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert set(found) == {"machine", "checks", "checks, step by step", "cudnn", "peephole", "checks, units shared",
-                          "cudnn, units shared"}
-    assert all(found[part]["lstm torch.float32"]["right"] for part in ("checks", "checks, step by step"))
-    assert found["checks, units shared"]["lstm torch.float16"]["right"]
+    subprocess.run([sys.executable, GPU_SCRIPTS / "first_look.py", "--smoke", "--out", tmp_path], check=True,
+                   capture_output=True)
+    found = json.loads((tmp_path / "first_look.json").read_text())
+    forms = ["as chosen", "step by step", "overlapping", "shared"]
+    assert set(found) == {"machine", "chip", *(f"checks, {form}" for form in forms)}
+    for form, loop in zip(forms, ("Compiled", "Steps", "Steps", "Shared")):
+        (checked,) = found[f"checks, {form}"].values()
+        assert (checked["right"], checked["same_again"], checked["loops"]) == (True, True, [loop, loop])
     assert not any("failed" in result for part in found.values() for result in part.values())
+
+
+def test_the_script_for_the_goals_runs_through_and_prints_what_it_measured(tmp_path):
+    done = subprocess.run([sys.executable, GPU_SCRIPTS / "goals.py", "--smoke", "--out", tmp_path, "lstm", "gru",
+                           "resets", "cells"], check=True, capture_output=True, text=True)
+    found = json.loads((tmp_path / "goals.json").read_text())
+    assert set(found) == {"machine", "chip", "lstm", "lstm, ragged", "gru", "gru, ragged", "resets", "cells"}
+    assert not any("failed" in result for part in found.values() for result in part.values())
+    (result,) = found["lstm"].values()
+    assert f"| {result['ratio']:.2f} | {result['inference_ratio']:.2f} |" in done.stdout

@@ -38,12 +38,12 @@ FORMS = ["resident", "shared", "steps"]
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 
 
-def kernels(loop: Compiled | Steps, dtype: torch.dtype, from_end: bool, rows: int
+def kernels(loop: Compiled | Steps, dtype: torch.dtype, from_end: bool, rows: int, arch: int
             ) -> list[tuple[object, list[str], dict, int]]:
     """The functions of a loop, with the types and the constants that they are given, and warps."""
     constants = {"FROM_END": from_end, "PRECISION": "ieee", "MEMBERS": getattr(loop, "members", 1), "ROWS": LEAST}
     if isinstance(loop, Steps):
-        constants |= {**loop.grid(rows)[1], "ALIGNED": LEAST}
+        constants |= {**loop.grid(rows)[1], "ALIGNED": LEAST, "OVERLAP": arch >= 90}
         return [(getattr(loop.module, f"told_{k}"), ["*i64", "i32"], constants, 4) for k in range(len(loop.runs))]
     given, buffers = POINTERS[dtype], loop.loop.buffers
     strides = ["i32"] * len(loop.sequences)
@@ -84,7 +84,8 @@ def compile_cell(name: str, units: int, rows: int, arch: int, forms: list[str]) 
                 asked = form in forms or (chosen and "chosen" in forms)
                 if not asked or (form == "shared" and not Shared.fits(plan.loop, dtype)):
                     continue
-                for number, (function, *how) in enumerate(kernels(loop, dtype, direction == "backward", rows)):
+                for number, (function, *how) in enumerate(kernels(loop, dtype, direction == "backward", rows,
+                                                                      arch)):
                     found = {"cell": name, "type": str(dtype), "loop": direction, "form": form, "chosen": chosen,
                              "stage": number}
                     found |= compiled(function, *how, arch)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 LENGTHS = 64, 8, 1  # turns of a graph: from these any number of them is put together
+# Whether a kernel is begun before the one before it ends, where the GPU can do that. Waits for its first run on one.
+OVERLAP = False
 
 
 class Replays:
@@ -23,7 +25,9 @@ class Replays:
     def __init__(self, module: ModuleType, stages: int, words: int, grid: tuple[int, int], options: dict[str, Any],
                  device: torch.device):
         self.stages = [getattr(module, f"told_{k}") for k in range(stages)]
-        self.advance, self.grid, self.options, self.device = module.advance, grid, options, device
+        self.advance, self.grid, self.options, self.device = module.advance, grid, dict(options), device
+        if OVERLAP and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0):
+            self.options |= {"OVERLAP": True, "launch_pdl": True}
         self.graphs: dict[tuple[int, int], Any] = {}
         self.lock, self.replayed = Lock(), None
         with torch.inference_mode(False):  # else it could be written in that mode alone
@@ -37,7 +41,8 @@ class Replays:
     def run(self, given: list[Tensor | int], turns: int) -> None:
         """Run the first `turns` turns on what the kernels are given."""
         addresses = [a.data_ptr() if isinstance(a, Tensor) else a for a in given]
-        aligned = math.gcd(16, *(w for w, a in zip(addresses, given) if isinstance(a, Tensor) and a.is_floating_point()))
+        values = [w for w, a in zip(addresses, given) if isinstance(a, Tensor) and a.is_floating_point()]
+        aligned = math.gcd(16, *values)
         with self.lock:
             self._tell([*addresses, 0])
             if not any(a == aligned for _, a in self.graphs):

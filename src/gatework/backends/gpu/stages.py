@@ -10,6 +10,9 @@ possible; what the others must know of it lies in memory when the next kernel be
 Four warps share the products: for each an operand and a matrix of its own, or a part of their depth. Memory for what
 goes from turn to turn has two sides, for even and for odd turns.
 
+With OVERLAP, which NVIDIA's GPUs have from compute capability 9 on, a kernel begins while the one before it runs, and
+waits for its end where it first reads what that may write.
+
 Every kernel is there twice. `stage_0` takes what it works on as arguments; `told_0` finds that in memory, so a recorded
 graph of launches can be replayed for other tensors, other lengths and as many rows as its programs have.
 """
@@ -20,14 +23,14 @@ from dataclasses import dataclass, replace
 
 from ...compiler import Cell
 from ...compiler.expr import Expr
-from ..plan import Loop, Pass
+from ..plan import Loop, Pass, Place
 from .handed import handed, sums
 from .maths import FUNCTIONS
 from .source import EDGE_LINES, Writer, name_of
 
 DEPTH = 64  # values of an operand that are multiplied at once; operands and matrices are filled up to multiples of it
 ENTRIES = 4  # products at once
-CONSTANTS = ("FROM_END", "ROWS", "UNITS", "MEMBERS", "STAGES", "PRECISION")
+CONSTANTS = ("FROM_END", "ROWS", "UNITS", "MEMBERS", "STAGES", "PRECISION", "OVERLAP")
 
 
 def filled(size: int) -> int:
@@ -140,7 +143,7 @@ class _Stage(Writer):
     def text(self, number: int, step: Pass) -> str:
         names = [*signature(self.loop), "turn", *(f"{name}: tl.constexpr" for name in CONSTANTS)]
         self.indices()
-        self._equations(step)
+        self._equations(step, {(p.buffer, p.offset) for s in self.loop.passes[:number] for _, p in s.stores})
         head = ["member = tl.program_id(1)",
                 "row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]",
                 "there = row < rows",
@@ -177,12 +180,21 @@ class _Stage(Writer):
 
     # ---- one stage
 
-    def _equations(self, step: Pass) -> None:
+    def _equations(self, step: Pass, written: set) -> None:
+        """`written` are places that earlier stages of the turn write to."""
         made = set(step.stage.nodes)
-        for e in step.stage.nodes:  # what memory holds is asked for before the products, and comes meanwhile
-            for a in e.args if e.op not in ("contract", "sum") else ():
-                if a not in made and (a in self.loop.reads or a in self.loop.scratch):
-                    self.value(a)
+        leaves = [a for e in step.stage.nodes if e.op not in ("contract", "sum") for a in e.args
+                  if a not in made and (a in self.loop.reads or a in self.loop.scratch)]
+        # What memory holds is asked for before the products, and comes meanwhile.
+        for a in leaves:
+            place = self.loop.reads.get(a)
+            if place is not None and not self._is_carried(place) and (place.buffer, place.offset) not in written:
+                self.value(a)
+        self.lines += ["if OVERLAP:  # the kernel before this one may still run: all that it writes is read below",
+                       "    tl.extra.cuda.gdc_wait()",
+                       "    tl.extra.cuda.gdc_launch_dependents()"]
+        for a in leaves:
+            self.value(a)
         for pairs in self._bundles(step):
             self._multiply(pairs)
         for e in step.stage.nodes:
@@ -239,11 +251,15 @@ class _Stage(Writer):
         """Where the members' parts of a sum begin."""
         return f"totals + totals_now + (row * {len(self.number)} + {self.number[e]}) * MEMBERS"
 
+    def _is_carried(self, place: Place) -> bool:
+        """Whether it is read where the turn before left it."""
+        return (place.buffer, place.offset) in self.carried and (
+            place.turn == -1 or self.loop.buffers[place.buffer].kind == "rows")
+
     def read(self, e: Expr) -> str:
         place = self.loop.reads.get(e)
-        key = (place.buffer, place.offset) if place is not None else None
-        if key in self.carried and (place.turn == -1 or self.loop.buffers[place.buffer].kind == "rows"):
-            at, mask = self._carried("before", key, e), "there"
+        if place is not None and self._is_carried(place):
+            at, mask = self._carried("before", (place.buffer, place.offset), e), "there"
         elif place is not None:
             return super().read(e)
         elif e not in self.number:

@@ -86,7 +86,7 @@ class Steps:
                  **{name_of(n): a for n, a in arrays.items()},
                  **{f"{name_of(n)}_moves": int(n not in still) for n in self.sequences},
                  **{f"{name_of(n)}_edge": a for n, a in edges.items()}, "weights": weights, **memory}
-        options = dict(FROM_END=from_end, **sizes,
+        options = dict(FROM_END=from_end, **sizes, OVERLAP=False,
                        PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee")
         self._run([given[name] for name in signature(self.loop)], batch.steps, grid, options, xp.device)
         self._end(memory, batch, arrays)
