@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from examples import CELLS, CORE, Example, assert_close
+from triton.runtime.errors import OutOfResources
 
 import gatework
 from gatework import autograd, cells
@@ -137,6 +138,22 @@ def test_what_it_cannot_serve_is_refused_with_the_way_out():
         torch.func.vmap(lambda step: layer(step[:, None])[0])(x)
 
 
+@pytest.mark.parametrize(("error", "way_out"), [(torch.OutOfMemoryError("CUDA out of memory"), "checkpoint_every"),
+                                                (OutOfResources(300, 200, "shared memory"), "reference")])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_where_memory_ends_the_error_names_the_way_out(error, way_out, direction, monkeypatch):
+    layer, x = GRU(2, 3, backend="gpu"), torch.ones(2, 1, 2, requires_grad=True)
+    output, _ = layer(x)
+
+    def full(*given, **options):
+        raise error
+
+    monkeypatch.setattr(gpu.kernel.Compiled, "launch", full)
+    with pytest.raises(type(error), match="memory") as caught:
+        layer(x) if direction == "forward" else output.sum().backward()
+    assert any(way_out in note for note in caught.value.__notes__)
+
+
 @pytest.mark.parametrize("name", ["U", "x", "H"])
 def test_a_name_that_is_no_name_never_gets_into_the_source(name):
     data = to_json(trace(cells.elman)).replace(f'"{name}"', '"x): print(1)  #"')
@@ -202,3 +219,11 @@ def test_the_script_for_the_goals_runs_through_and_prints_what_it_measured(tmp_p
     assert not any("failed" in result for part in found.values() for result in part.values())
     (result,) = found["lstm"].values()
     assert f"| {result['ratio']:.2f} | {result['inference_ratio']:.2f} |" in done.stdout
+
+
+def test_the_script_for_layers_in_use_runs_through(tmp_path):
+    subprocess.run([sys.executable, GPU_SCRIPTS / "in_use.py", "--smoke", "--out", tmp_path], check=True,
+                   capture_output=True)
+    found = json.loads((tmp_path / "in_use.json").read_text())
+    assert len(found["one program"]) == 5
+    assert all(result.get("right") for result in found["one program"].values())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 import triton
+from triton.runtime.errors import OutOfResources
 
 from ...compiler import Cell, Scan, split
 from .. import kernel
@@ -120,6 +123,14 @@ class Kernel(kernel.Kernel):
                 return form(loop, self.cell, self.dtype)
         return Steps(loop, self.cell, self.dtype, SERVED[self.dtype])
 
+    def forward(self, *given) -> Any:
+        with _with_ways_out():
+            return super().forward(*given)
+
+    def backward(self, *given) -> Any:
+        with _with_ways_out():
+            return super().backward(*given)
+
     def sources(self) -> dict[str, str]:
         """The source of the loops that training runs."""
         return {name: resident.write(plan.loop, self.cell, SERVED[self.dtype]) for name, plan in
@@ -140,6 +151,20 @@ def _members(loop: Loop, dtype: torch.dtype) -> int:
     while resident_values(loop) * dtype.itemsize > members * _most_resident():
         members *= 2
     return members
+
+
+@contextmanager
+def _with_ways_out() -> Iterator[None]:
+    """Add to an error that says what is missing what can be done about it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        error.add_note("gatework: fewer rows or steps at a time need less memory, and so do layers with "
+                       "checkpoint_every=N, which keep every Nth state and compute the rest again")
+        raise
+    except OutOfResources as error:
+        error.add_note('gatework: this GPU has no room for the kernel; backend="reference" runs without it')
+        raise
 
 
 def check(like: torch.Tensor) -> None:
