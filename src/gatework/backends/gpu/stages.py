@@ -46,16 +46,18 @@ def side_by_side(sizes: dict) -> tuple[dict, int]:
 
 
 def carried(loop: Loop) -> dict[tuple[str, int], int]:
-    """What a turn leaves to the next one: (buffer, offset) -> its size."""
-    places = [p for p in loop.reads.values() if p.turn == -1]
+    """What equations of a turn read of the one before, and rows that it leaves: (buffer, offset) -> the size."""
+    read = {a for step in loop.passes for e in step.stage.nodes if e.op != "contract" for a in e.args}
+    places = [p for e, p in loop.reads.items() if p.turn == -1 and e in read]
     places += [p for step in loop.passes for _, p in step.stores if loop.buffers[p.buffer].kind == "rows"]
     return {(p.buffer, p.offset): p.size for p in places if p.buffer in loop.buffers}
 
 
 def matrices(loop: Loop) -> dict[Expr, int]:
-    """Matrices of the loop -> the values that each has with what fills it up."""
-    found = {m: None for step in loop.passes for e in step.stage.products for m in e.args[::2]}
-    return {m: filled(loop.sizes[m.dims[0]]) * filled(loop.sizes[m.dims[1]]) for m in found}
+    """Matrices of the loop, those of a family in a row -> the values that each has with what fills it up."""
+    found = {m for step in loop.passes for e in step.stage.products for m in e.args[::2]}
+    return {m: filled(loop.sizes[m.dims[0]]) * filled(loop.sizes[m.dims[1]])
+            for m in sorted(found, key=lambda m: (m.attr[0], m.born))}
 
 
 def joined(loop: Loop) -> Loop:

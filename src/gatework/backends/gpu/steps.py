@@ -39,22 +39,39 @@ class Steps:
         self.runs = [getattr(self.module, f"stage_{k}") for k in range(len(loop.passes))]
         self.sequences = [n for n, b in loop.buffers.items() if b.kind == "sequence"]
         self.longest = max(loop.sizes.values())
+        self.takes, self.sums = list(signature(loop)), len(sums(loop))
+        self.carried, self.operands = carried(loop), handed(loop)
+        self.carried_at, self.carried_width = side_by_side(self.carried)
+        self.handed_at, self.handed_width = side_by_side({k: filled(loop.size(v)) for k, v in self.operands.items()})
+        self.edges_of_states = {(p.buffer, p.offset) for p in loop.reads.values() if p.turn == -1 and p.edge}
+        self.packed, self.packed_size = self._families()
         self.replays: dict[tuple, Replays] = {}
+
+    def _families(self) -> tuple[list[tuple[str, int, list[int], int, int]], int]:
+        """Where each family of matrices begins, its gates that are in use, and the units and features of one."""
+        sizes = matrices(self.loop)
+        begin, total = side_by_side(sizes)
+        found: dict[str, tuple[str, int, list[int], int, int]] = {}
+        for m in sizes:
+            family, gate = m.attr
+            rows, columns = (self.loop.sizes[d] for d in m.dims)
+            found.setdefault(family, (family, begin[m], [], rows, columns))[2].append(
+                self.cell.families[family].gates.index(gate))
+        return list(found.values()), total
 
     def suited(self, xp, batch: Batch) -> list[Steps]:
         return [self]
 
     def pack(self, xp, parameters: dict[str, Any]) -> Tensor:
         """All matrices of the loop, each filled up with zeros."""
-        sizes = matrices(self.loop)
-        begin, total = side_by_side(sizes)
-        packed = torch.zeros(total, dtype=self.dtype, device=xp.device)
-        for m, size in sizes.items():
-            family, gate = m.attr
-            rows, columns = (self.loop.sizes[d] for d in m.dims)
-            first = self.cell.families[family].gates.index(gate) * rows
-            into = packed[begin[m]:begin[m] + size].view(filled(rows), filled(columns))
-            into[:rows, :columns] = parameters[family][first:first + rows]
+        packed = torch.zeros(self.packed_size, dtype=self.dtype, device=xp.device)
+        for family, begin, gates, rows, columns in self.packed:
+            high, wide = filled(rows), filled(columns)
+            given = parameters[family].view(-1, rows, columns)
+            if gates != list(range(len(given))):
+                given = torch.stack([given[g] for g in gates])
+            into = packed[begin:begin + len(gates) * high * wide].view(len(gates), high, wide)
+            into[:, :rows, :columns] = given
         return packed
 
     def release(self, xp, weights: Tensor) -> None:
@@ -88,7 +105,7 @@ class Steps:
                  **{f"{name_of(n)}_edge": a for n, a in edges.items()}, "weights": weights, **memory}
         options = dict(FROM_END=from_end, **sizes, OVERLAP=False,
                        PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee")
-        self._run([given[name] for name in signature(self.loop)], batch.steps, grid, options, xp.device)
+        self._run([given[name] for name in self.takes], batch.steps, grid, options, xp.device)
         self._end(memory, batch, arrays)
         return True
 
@@ -107,33 +124,32 @@ class Steps:
 
     def _memory(self, rows: int, members: int, where: torch.device) -> dict[str, Tensor]:
         """What the kernels hand over and keep, for whole programs of rows. Operands are zeros where nothing is."""
-        wide = sum(filled(self.loop.size(v)) for v in handed(self.loop).values())
         exact = dict(dtype=self.accurate, device=where)
-        return {"handed": torch.zeros(2, rows, wide, dtype=self.dtype, device=where),
-                "carried": torch.empty(2, rows, sum(carried(self.loop).values()), **exact),
-                "totals": torch.empty(2, rows, len(sums(self.loop)), members, **exact),
+        return {"handed": torch.zeros(2, rows, self.handed_width, dtype=self.dtype, device=where),
+                "carried": torch.empty(2, rows, self.carried_width, **exact),
+                "totals": torch.empty(2, rows, self.sums, members, **exact),
                 "scratch": torch.empty(rows, self.loop.scratch_row, **exact)}
 
     def _begin(self, memory: dict[str, Tensor], rows: int, arrays, edges) -> None:
         """Write what the first turn of a row finds to both sides, since rows may begin in any turn."""
-        at, _ = side_by_side(carried(self.loop))
-        operands, _ = side_by_side({key: filled(self.loop.size(v)) for key, v in handed(self.loop).items()})
-        of_edge = {(p.buffer, p.offset) for p in self.loop.reads.values() if p.turn == -1 and p.edge}
-        for key, size in carried(self.loop).items():
+        kinds = {name: b.kind for name, b in self.loop.buffers.items()}
+        for key, size in self.carried.items():
             name, offset = key
-            into = memory["carried"][:, :rows, at[key]:at[key] + size]
-            if self.loop.buffers[name].kind == "rows" or key in of_edge:
-                source = arrays if self.loop.buffers[name].kind == "rows" else edges
-                into.copy_(source[name][:, offset:offset + size])
-            else:  # nothing to multiply in the first turn
+            into = memory["carried"][:, :rows, self.carried_at[key]:self.carried_at[key] + size]
+            if kinds[name] == "rows" or key in self.edges_of_states:
+                into.copy_((arrays if kinds[name] == "rows" else edges)[name][:, offset:offset + size])
+            else:  # nothing was there before the first turn
                 into.zero_()
-            if key in operands:
-                memory["handed"][:, :rows, operands[key]:operands[key] + size] = into
+        for key, v in self.operands.items():
+            if isinstance(key, tuple) and (kinds[key[0]] == "rows" or key in self.edges_of_states):
+                name, offset = key
+                first = (arrays if kinds[name] == "rows" else edges)[name][:, offset:offset + self.loop.size(v)]
+                memory["handed"][:, :rows, self.handed_at[key]:self.handed_at[key] + self.loop.size(v)] = first
 
     def _end(self, memory: dict[str, Tensor], batch: Batch, arrays) -> None:
         """Read what the last turn left."""
-        at, _ = side_by_side(carried(self.loop))
-        for (name, offset), size in carried(self.loop).items():
+        side = memory["carried"][(batch.steps - 1) % 2, :batch.rows]
+        for (name, offset), size in self.carried.items():
             if self.loop.buffers[name].kind == "rows":
-                left = memory["carried"][(batch.steps - 1) % 2, :batch.rows, at[name, offset]:at[name, offset] + size]
-                arrays[name][:, offset:offset + size] = left
+                at = self.carried_at[name, offset]
+                arrays[name][:, offset:offset + size] = side[:, at:at + size]
