@@ -39,7 +39,7 @@ class Compiled:
 
     def __init__(self, loop: Loop, cell: Cell, dtype: torch.dtype):
         self.loop, self.dtype = loop, dtype
-        self.source = self.written(cell)
+        self.source = self.source_of(loop, cell, dtype)
         self.runs = [load(self.source).run]
         self.buffers, self.edges, self.matrices = signature(loop)
         self.sequences = [n for n in self.buffers if loop.buffers[n].kind == "sequence"]
@@ -51,8 +51,9 @@ class Compiled:
         return (resident_values(loop) * dtype.itemsize <= _most_resident()
                 and longest_operand(loop) <= LONGEST.get(dtype, math.inf))
 
-    def written(self, cell: Cell) -> str:
-        return resident.write(self.loop, cell, SERVED[self.dtype])
+    @staticmethod
+    def source_of(loop: Loop, cell: Cell, dtype: torch.dtype) -> str:
+        return resident.write(loop, cell, SERVED[dtype], ahead=dtype.itemsize < 4)
 
     def suited(self, xp, batch: Batch) -> list[Compiled]:
         return [self]
@@ -67,6 +68,8 @@ class Compiled:
              still=frozenset()) -> bool:
         if span != (0, batch.steps):
             raise ValueError(f"all steps run in one launch; asked for were {span} of {batch.steps}")
+        if batch.rows == 0 or batch.steps == 0:
+            return True
         strides = [0 if n in still else self.loop.buffers[n].width for n in self.sequences]
         given = [*words(batch, xp.device), batch.steps, batch.steps - 1 if from_end else 0, batch.rows,
                  *(arrays[n] for n in self.buffers), *strides, *(edges[n] for n in self.edges), *weights]
@@ -95,8 +98,9 @@ class Shared(Compiled):
         return (dtype not in LONGEST and members <= min(shared.most_members(loop), device.processors())
                 and values * dtype.itemsize <= device.shared_bytes())
 
-    def written(self, cell: Cell) -> str:
-        return shared.write(self.loop, cell, self.members, PIECE, SERVED[self.dtype])
+    @staticmethod
+    def source_of(loop: Loop, cell: Cell, dtype: torch.dtype) -> str:
+        return shared.write(loop, cell, _members(loop, dtype), PIECE, SERVED[dtype])
 
     def launch(self, tiles: int, given: list, options: dict[str, Any], where: torch.device) -> None:
         at_once = min(tiles, device.processors() // self.members)
@@ -133,8 +137,8 @@ class Kernel(kernel.Kernel):
 
     def sources(self) -> dict[str, str]:
         """The source of the loops that training runs."""
-        return {name: resident.write(plan.loop, self.cell, SERVED[self.dtype]) for name, plan in
-                (("forward", self._training_plan), ("backward", self._backward_plan))}
+        plans = {"forward": self._training_plan, "backward": self._backward_plan}
+        return {name: Compiled.source_of(plan.loop, self.cell, self.dtype) for name, plan in plans.items()}
 
 
 # What is tried in turn; beyond that loops run step by step. `Shared` waits here for its first run on a GPU.

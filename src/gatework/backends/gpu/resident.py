@@ -5,11 +5,14 @@ the next one stays in registers, and so do the weights, as far as the compiler f
 
     load weights, vectors, first states
     for each turn of the loop
-        for each stage: loads, products and equations, then the stores
+        load what it reads of sequences, or the next turn does
+        for each stage: products and equations, then the stores
     store what was carried
 """
 
 from __future__ import annotations
+
+import re
 
 from ...compiler import Cell
 from ...compiler.expr import Expr
@@ -28,9 +31,12 @@ def longest_operand(loop: Loop) -> int:
     return max((padded(loop.sizes[m.dims[1 if flag == "N" else 0]]) for m, flag in _factors(loop)), default=0)
 
 
-def write(loop: Loop, cell: Cell, accurate: str = "float32") -> str:
-    """The source of `run`, which computes in the type `accurate`; `signature` says what it takes."""
-    return Resident(loop, cell, accurate).text()
+def write(loop: Loop, cell: Cell, accurate: str, ahead: bool) -> str:
+    """The source of `run`, which computes in the type `accurate`; `signature` says what it takes.
+
+    Memory takes as long as a turn of halves does, so with `ahead` a turn asks for what the next one reads of sequences.
+    """
+    return Resident(loop, cell, accurate, ahead).text()
 
 
 def signature(loop: Loop) -> tuple[list[str], list[str], list[str]]:
@@ -52,11 +58,15 @@ class Resident(Writer):
     further: tuple[str, ...] = ()  # what `run` takes behind all that
     constants: tuple[str, ...] = ("FROM_END", "ROWS", "PRECISION")
 
-    def __init__(self, loop: Loop, cell: Cell, accurate: str):
+    def __init__(self, loop: Loop, cell: Cell, accurate: str, ahead: bool):
         super().__init__(loop, cell, accurate)
+        self.ahead = ahead
         self.matrices: dict[tuple, str] = {}
         self.carriers: dict[tuple[str, int], list[str]] = {}  # where it is stored -> variables that carry it on
         self.updates: dict[str, str] = {}  # such a variable -> its value for the next turn
+        self.computed_here = {e for step in loop.passes for e in step.stage.nodes}
+        self.leaf_lines: list[str] = []  # they read what a turn finds in sequences
+        self.leaves: list[str] = []  # the variables that hold it
 
     def text(self) -> str:
         buffers, edges, families = signature(self.loop)
@@ -73,13 +83,9 @@ class Resident(Writer):
         body = [f"        {line}" for line in self.lines]
         body += [f"        {name} = tl.where(live, {value}, {name})" for name, value in self.updates.items()]
         body += [f"        {line}" for line in self.after_turn()]
-        turn = ["    for turn in range(turns):",
-                "        t = first - turn if FROM_END else first + turn",
-                "        begin = tl.load(offsets + t)",
-                "        live = row < tl.load(sizes + t)",
-                "        here = begin + row"]
-        if any(p.edge and p.turn != -1 for p in self.loop.reads.values()):
-            turn += [f"        {line}" for line in EDGE_LINES]
+        begun, position = self._positions()
+        turn = [*(f"    {line}" for line in begun), "    for turn in range(turns):",
+                *(f"        {line}" for line in position)]
         after = [f"    {self.store(e, self.loop.reads[e], self.env[e], 'there')}" for e in carried]
         lines = [f"    {line}" for line in (*self.rows(), *self.outside, *before)]
         text = "\n".join([f"def run({', '.join(names)}):", *lines, *turn, *body, *after])
@@ -100,6 +106,32 @@ class Resident(Writer):
 
     def after_turn(self) -> list[str]:
         return []
+
+    def read(self, e: Expr) -> str:
+        if self.loop.buffers[self.loop.reads[e].buffer].kind != "sequence" or e in self.computed_here:
+            return super().read(e)
+        lines, self.lines = self.lines, []
+        name = super().read(e)
+        self.leaf_lines += [line.replace(f".to({self.accurate})", "") for line in self.lines]
+        self.lines = lines
+        self.leaves.append(name)
+        return name
+
+    def _positions(self) -> tuple[list[str], list[str]]:
+        """Where a turn is, and what it reads of sequences: lines before the first one, and lines at its beginning."""
+        lines = ["begin = tl.load(offsets + t)", "live = row < tl.load(sizes + t)", "here = begin + row"]
+        if any(p.edge and p.turn != -1 for p in self.loop.reads.values()):
+            lines += EDGE_LINES
+        assigned = [line.partition(" = ")[0] for line in (*lines, *self.leaf_lines)]
+        widened = [f"{name} = {name}.to({self.accurate})" for name in self.leaves]
+        if not self.ahead:
+            return [], ["t = first - turn if FROM_END else first + turn", *lines, *self.leaf_lines, *widened]
+        of_next = re.compile(rf"\b({'|'.join(['t', *assigned])})\b")
+        lines = [of_next.sub(r"\1_next", line) for line in (*lines, *self.leaf_lines)]
+        return ["t_next = first", *lines], [*(f"{name} = {name}_next" for name in ("live", "here")),
+                                            *(line.replace(".to(", "_next.to(") for line in widened),
+                                            "following = tl.minimum(turn + 1, turns - 1)",
+                                            "t_next = first - following if FROM_END else first + following", *lines]
 
     def _carried(self) -> list[Expr]:
         """Begin the variables that go from turn to turn; returns those whose last values belong in memory."""

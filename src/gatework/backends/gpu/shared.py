@@ -66,7 +66,7 @@ class _Shared(Resident):
     constants = (*Resident.constants, "MEMBERS")
 
     def __init__(self, loop: Loop, cell: Cell, members: int, longest: int, accurate: str):
-        super().__init__(loop, cell, accurate)
+        super().__init__(loop, cell, accurate, ahead=True)
         self.members, self.longest = members, longest
         self.handed, self.width = handed(loop), handed_width(loop)
         ends = [loop.size(v) for v in self.handed.values()]
