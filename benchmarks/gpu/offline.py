@@ -44,7 +44,8 @@ def kernels(loop: Compiled | Steps, dtype: torch.dtype, from_end: bool, rows: in
     constants = {"FROM_END": from_end, "PRECISION": "ieee", "MEMBERS": getattr(loop, "members", 1), "ROWS": LEAST}
     if isinstance(loop, Steps):
         constants |= {**loop.grid(rows)[1], "ALIGNED": LEAST, "OVERLAP": arch >= 90}
-        return [(getattr(loop.module, f"told_{k}"), ["*i64", "i32"], constants, 4) for k in range(len(loop.runs))]
+        warps = constants.pop("num_warps")
+        return [(getattr(loop.module, f"told_{k}"), ["*i64", "i32"], constants, warps) for k in range(len(loop.runs))]
     given, buffers = POINTERS[dtype], loop.loop.buffers
     strides = ["i32"] * len(loop.sequences)
     types = ["*i64", "*i64", "i32", "i32", "i32", *[given] * len(buffers), *strides,

@@ -53,7 +53,8 @@ class Compiled:
 
     @staticmethod
     def source_of(loop: Loop, cell: Cell, dtype: torch.dtype) -> str:
-        return resident.write(loop, cell, SERVED[dtype], ahead=dtype.itemsize < 4)
+        # Normalising loops need their registers themselves: what the next turn reads would be spilled.
+        return resident.write(loop, cell, SERVED[dtype], ahead=dtype.itemsize < 4 and not sums(loop))
 
     def suited(self, xp, batch: Batch) -> list[Compiled]:
         return [self]

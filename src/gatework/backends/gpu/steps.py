@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,12 +18,12 @@ from .replays import Replays
 from .source import name_of, padded
 from .stages import DEPTH, ENTRIES, carried, filled, joined, matrices, side_by_side, signature, write
 
-# Rows of a program at the most, in float32 and in halves: more would be spilled. 16 units where a batch is small, so
-# that many processors share the weights, and beyond two programs for each 32. Guesses, from what the compiler says of
-# registers (`benchmarks/gpu/offline.py`).
-MOST_ROWS = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
-FEW_UNITS, MANY_UNITS = 16, 32
-PROGRAMS = 2  # of a processor
+# Rows and units of a program. Registers are spilled by programs with more, as the compiler says
+# (`benchmarks/gpu/offline.py`); which of them to take is estimated from what is read, not measured.
+ROWS = {torch.float32: (16, 32), torch.bfloat16: (16, 32, 64), torch.float16: (16, 32, 64)}
+UNITS = 16, 32
+# So many processors take all that the second cache gives: 64 bytes of a clock each, and 5.5 TB/s of an H100.
+HUNGRY = 50
 AHEAD = 96 << 10  # bytes of operands and weights that are on their way to a program
 # Of so many turns a call is worth a replay.
 REPLAYED = 8
@@ -39,6 +40,8 @@ class Steps:
         self.runs = [getattr(self.module, f"stage_{k}") for k in range(len(loop.passes))]
         self.sequences = [n for n, b in loop.buffers.items() if b.kind == "sequence"]
         self.longest = max(loop.sizes.values())
+        self.operands_read = max(len(step.stage.by_operand()) for step in loop.passes)
+        self.matrices_read = max(sum(len(e.attr) for e in step.stage.products) for step in loop.passes)
         self.takes, self.sums = list(signature(loop)), len(sums(loop))
         self.carried, self.operands = carried(loop), handed(loop)
         self.carried_at, self.carried_width = side_by_side(self.carried)
@@ -78,16 +81,25 @@ class Steps:
         """Nobody asks for their memory."""
 
     def grid(self, rows: int) -> tuple[tuple[int, int], dict[str, int]]:
-        """Programs for so many rows, and the constants of their kernels: rows and units of each among them."""
+        """Programs for so many rows, and how they are made: rows and units of each among it."""
+        def shape(tall: int, wide: int) -> tuple[int, int]:
+            return -(-rows // tall), -(-self.longest // wide)
+
+        def cost(size: tuple[int, int]) -> float:
+            """What is read in a step, by the processor that reads the most, or by all of them."""
+            programs, read = math.prod(shape(*size)), self.operands_read * size[0] + self.matrices_read * size[1]
+            return max(-(-programs // device.processors()), programs / HUNGRY) * read
+
         # Every program reads all parts of a sum, for all its rows.
-        tall = min(16 if sums(self.loop) else MOST_ROWS[self.dtype], padded(rows))
-        tiles = -(-rows // tall)
-        few = tiles * -(-self.longest // FEW_UNITS) <= PROGRAMS * device.processors()
-        wide = FEW_UNITS if few else MANY_UNITS
-        members = -(-self.longest // wide)
-        bytes_at_once = ENTRIES * DEPTH * (tall + wide) * self.dtype.itemsize
-        stages = 1 + max(1, min(5, min(AHEAD, device.shared_bytes() - (8 << 10)) // bytes_at_once))
-        return (tiles, members), dict(ROWS=tall, UNITS=wide, MEMBERS=padded(members), STAGES=stages)
+        talls = [t for t in ROWS[self.dtype] if t == 16 or (t < 2 * rows and not self.sums)]
+        tall, wide = min(((t, w) for t in talls for w in UNITS), key=cost)
+        tiles, members = shape(tall, wide)
+        operands = 1 if self.operands_read <= 1 else ENTRIES
+        at_once = DEPTH * (operands * tall + ENTRIES * wide) * self.dtype.itemsize
+        stages = 1 + max(1, min(5, min(AHEAD, device.shared_bytes() - (8 << 10)) // at_once))
+        # In float32 a thread multiplies by itself; in halves more warps than entries would multiply the same again.
+        warps = 2 * ENTRIES if self.dtype == torch.float32 and tall * wide >= 1024 else ENTRIES
+        return (tiles, members), dict(ROWS=tall, UNITS=wide, MEMBERS=padded(members), STAGES=stages, num_warps=warps)
 
     def call(self, xp, batch: Batch, span: tuple[int, int], from_end: bool, arrays, edges, weights, passing=frozenset(),
              still=frozenset()) -> bool:
