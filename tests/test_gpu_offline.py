@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton", reason='pip install "gatework[gpu]"')
 
-from gatework.backends.gpu.device import SHARED  # noqa: E402
+from gatework.backends.gpu.device import SHARED, SHARED_OF_AMD  # noqa: E402
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu" / "offline.py"
 
@@ -21,7 +21,8 @@ def compiled(tmp_path: Path, *arguments: str) -> list[dict]:
                          env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path)})
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     found = [json.loads(line) for line in run.stdout.splitlines()]
-    assert all(f["shared"] <= SHARED for f in found)
+    room = SHARED_OF_AMD if any("gfx" in a for a in arguments) else SHARED
+    assert all(f["shared"] <= room for f in found)
     assert not any(f["spilled"] for f in found)
     return found
 
@@ -46,6 +47,13 @@ def test_steps_of_any_size_compile_and_read_ahead_of_their_products(units, rows,
     assert len(found) == 6
     # Products whose operands are loaded one after the other, when they are needed, get by with an eighth of that.
     assert all(f["shared"] >= 32 << 10 for f in found)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_loops_compile_for_a_gpu_of_amd_without_spilling(cell, tmp_path):
+    found = compiled(tmp_path, cell, "--units", "200", "--forms", "chosen", "--arch", "gfx942")
+    assert {f["form"] for f in found} == {"steps"}
+    assert {f["type"] for f in found} == {"torch.float32", "torch.bfloat16", "torch.float16"}
 
 
 def test_a_cell_that_is_not_compiled_is_named_and_ends_with_an_error():

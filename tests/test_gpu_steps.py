@@ -204,6 +204,18 @@ def test_the_source_is_as_pinned(golden):
                                               for name, plan in plans.items()))
 
 
+def test_on_a_gpu_of_amd_all_loops_run_step_by_step_in_what_memory_it_has(monkeypatch):
+    monkeypatch.undo()
+    one = SimpleNamespace(multi_processor_count=304, shared_memory_per_block=64 << 10)
+    monkeypatch.setattr(device, "_properties", lambda: [one, SimpleNamespace(**vars(one) | {"multi_processor_count": 4})])
+    assert (device.processors.__wrapped__(), device.shared_bytes.__wrapped__()) == (4, 64 << 10)
+    cell = trace(cells.lstm)
+    made = kernel.Kernel(split(cell), dict.fromkeys(cell.sizes, 20), torch.float32)
+    assert type(made.compile(made._training_plan.loop)) is kernel.Compiled
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert type(made.compile(made._training_plan.loop)) is Steps
+
+
 def test_large_weights_are_served_and_small_ones_stay_in_one_program(monkeypatch):
     monkeypatch.undo()
     x = torch.randn(2, 3, 4)

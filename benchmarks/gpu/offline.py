@@ -2,6 +2,7 @@
 
     python benchmarks/gpu/offline.py                          every cell of the catalogue, as JSON lines
     python benchmarks/gpu/offline.py lstm gru --units 128     some cells, for another size
+    python benchmarks/gpu/offline.py --arch gfx942            for a GPU of AMD
 
 For each loop, type and form: registers of a thread, bytes that are spilled, bytes of shared memory. It shows that the
 code is valid for such a GPU, and nothing of its results and speed. Each cell has a process of its own, since a compiler
@@ -28,6 +29,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from gatework import cells  # noqa: E402
 from gatework.backends import gpu  # noqa: E402
+from gatework.backends.gpu import device  # noqa: E402
 from gatework.backends.gpu.kernel import SERVED, Compiled, Shared  # noqa: E402
 from gatework.backends.gpu.source import LEAST  # noqa: E402
 from gatework.backends.gpu.steps import Steps  # noqa: E402
@@ -38,12 +40,12 @@ FORMS = ["resident", "shared", "steps"]
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 
 
-def kernels(loop: Compiled | Steps, dtype: torch.dtype, from_end: bool, rows: int, arch: int
+def kernels(loop: Compiled | Steps, dtype: torch.dtype, from_end: bool, rows: int, arch: str
             ) -> list[tuple[object, list[str], dict, int]]:
     """The functions of a loop, with the types and the constants that they are given, and warps."""
     constants = {"FROM_END": from_end, "PRECISION": "ieee", "MEMBERS": getattr(loop, "members", 1), "ROWS": LEAST}
     if isinstance(loop, Steps):
-        constants |= {**loop.grid(rows)[1], "ALIGNED": LEAST, "OVERLAP": arch >= 90}
+        constants |= {**loop.grid(rows)[1], "ALIGNED": LEAST, "OVERLAP": not of_amd(arch) and int(arch) >= 90}
         warps = constants.pop("num_warps")
         return [(getattr(loop.module, f"told_{k}"), ["*i64", "i32"], constants, warps) for k in range(len(loop.runs))]
     given, buffers = POINTERS[dtype], loop.loop.buffers
@@ -55,13 +57,18 @@ def kernels(loop: Compiled | Steps, dtype: torch.dtype, from_end: bool, rows: in
     return [(loop.runs[0], types, constants, loop.warps)]
 
 
-def compiled(function, types: list[str], constants: dict, warps: int, arch: int) -> dict:
+def compiled(function, types: list[str], constants: dict, warps: int, arch: str) -> dict:
     names = function.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
     signature = dict(zip(names, types + ["constexpr"] * len(constants), strict=True))
     aligned = {(k,): [["tt.divisibility", 16]] for k, kind in enumerate(types) if kind.startswith("*")}
-    made = triton.compile(ASTSource(function, signature, constants, aligned), target=GPUTarget("cuda", arch, 32),
+    target = GPUTarget("hip", arch, 64) if of_amd(arch) else GPUTarget("cuda", int(arch), 32)
+    made = triton.compile(ASTSource(function, signature, constants, aligned), target=target,
                           options={"num_warps": warps})
+    if of_amd(arch):
+        found = {name: int(re.search(rf"\.{key}: +(\d+)", made.asm["amdgcn"])[1])
+                 for name, key in (("registers", "vgpr_count"), ("spilled", "vgpr_spill_count"))}
+        return found | {"shared": made.metadata.shared}
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "kernel.ptx"
         text.write_text(made.asm["ptx"])
@@ -72,7 +79,11 @@ def compiled(function, types: list[str], constants: dict, warps: int, arch: int)
             "spilled": int(re.search(r"(\d+) bytes spill stores", said)[1]), "shared": made.metadata.shared}
 
 
-def compile_cell(name: str, units: int, rows: int, arch: int, forms: list[str]) -> None:
+def of_amd(arch: str) -> bool:
+    return arch.startswith("gfx")
+
+
+def compile_cell(name: str, units: int, rows: int, arch: str, forms: list[str]) -> None:
     """Print a JSON object for every kernel of a cell."""
     cell = trace(getattr(cells, name))
     for dtype in POINTERS:
@@ -100,12 +111,14 @@ def main() -> None:
     parser.add_argument("cells", nargs="*", help="all of the catalogue, if none is named")
     parser.add_argument("--units", type=int, default=64, help="the length of every size of a cell")
     parser.add_argument("--rows", type=int, default=16, help="rows of a batch: where loops run step by step it matters")
-    parser.add_argument("--arch", type=int, default=90, help="90 is an H100, 80 an A100")
+    parser.add_argument("--arch", default="90", help="90 is an H100, 80 an A100, gfx942 an MI300")
     parser.add_argument("--forms", nargs="+", default=FORMS, choices=[*FORMS, "chosen"],
                         help="the forms of a loop: all if not said, or the one that is chosen")
     parser.add_argument("--here", action="store_true", help="compile in this process")
     options = parser.parse_args()
     names = options.cells or cells.__all__
+    if of_amd(options.arch):
+        device.shared_bytes, device.multiplies_from_memory = lambda: device.SHARED_OF_AMD, lambda: False
     if options.here:
         for name in names:
             compile_cell(name, options.units, options.rows, options.arch, options.forms)

@@ -7,21 +7,26 @@ from functools import cache
 import torch
 
 PROCESSORS, SHARED = 132, 227 << 10  # of an H100
+SHARED_OF_AMD = 64 << 10  # of an MI300
 
 
 @cache
 def processors() -> int:
     """Programs that run side by side, each with a processor of its own."""
-    return _least("multi_processor_count", PROCESSORS)
+    return min((p.multi_processor_count for p in _properties()), default=PROCESSORS)
 
 
 @cache
 def shared_bytes() -> int:
     """Shared memory that a program may have."""
-    return _least("shared_memory_per_block_optin", SHARED)
+    return min((getattr(p, "shared_memory_per_block_optin", p.shared_memory_per_block) for p in _properties()),
+               default=SHARED)
 
 
-def _least(name: str, of_h100: int) -> int:
-    if not torch.cuda.is_available():
-        return of_h100
-    return min(getattr(torch.cuda.get_device_properties(k), name) for k in range(torch.cuda.device_count()))
+def multiplies_from_memory() -> bool:
+    """Whether matrix units read weights where they lie in shared memory. AMD's read registers, too few for matrices."""
+    return torch.version.hip is None
+
+
+def _properties() -> list:
+    return [torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count())]

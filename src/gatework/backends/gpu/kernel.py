@@ -124,7 +124,7 @@ class Kernel(kernel.Kernel):
 
     def compile(self, loop: Loop) -> Compiled | Steps:
         for form in FORMS:
-            if form.fits(loop, self.dtype):
+            if device.multiplies_from_memory() and form.fits(loop, self.dtype):
                 return form(loop, self.cell, self.dtype)
         return Steps(loop, self.cell, self.dtype, SERVED[self.dtype])
 
