@@ -12,7 +12,7 @@ from test_cpu import EDGES
 from gatework import autograd, cells
 from gatework.autograd import functions
 from gatework.backends.gpu import device, kernel, replays, stages, steps
-from gatework.backends.gpu.replays import Replays
+from gatework.backends.gpu.replays import Turns
 from gatework.backends.gpu.steps import Steps
 from gatework.compiler import Input, Matrix, P, Scalar, State, mean, sigmoid, split, tanh, trace
 from gatework.nn import GRU, LSTM, Recurrent
@@ -123,24 +123,27 @@ def test_half_precision_stays_as_near_as_its_digits_allow(cell):
     assert_close(found, example.expected(), 8 * 2.0**-11)  # a few roundings to 11 digits each
 
 
-class InterpretedReplays(Replays):
+class InterpretedTurns(Turns):
     """Graphs that launch their kernels one by one, since there is no GPU; what they are told is the same."""
 
-    launched: list[int] = []
+    recorded: list[int] = []
 
-    @staticmethod
-    def serve(where):
+    def _can_replay(self):
         return True
 
-    def _tell(self, words):
-        self.told.copy_(torch.tensor(words))
+    def _wait(self):
+        pass
 
-    def _told(self):
+    def _event(self):
         pass
 
     def _recorded(self, turns, aligned):
-        self.launched.append(turns)
-        return SimpleNamespace(replay=lambda: self._launch(turns, aligned))
+        def replay():
+            self._launch(self.told, turns, aligned)
+            self.advance[1,](self.told, turns)
+
+        self.recorded.append(turns)
+        return SimpleNamespace(replay=replay)
 
 
 @pytest.mark.parametrize("cell", [cells.lstm, cells.projected_lstm, cells.layer_norm_gru])
@@ -152,15 +155,16 @@ def test_replayed_turns_give_what_launched_ones_give_for_every_length_and_batch(
         return e._results(torch.float32, lambda *parts: autograd.scan(e.cell, *parts, False, "gpu"))
 
     launched = [made(e) for e in example]
-    monkeypatch.setattr(steps, "REPLAYED", 6)
+    forget_kernels()
+    monkeypatch.setattr(replays, "FEWEST", 6)
     monkeypatch.setattr(replays, "LENGTHS", (4, 1))
-    monkeypatch.setattr(steps, "Replays", InterpretedReplays)
-    monkeypatch.setattr(InterpretedReplays, "launched", [])
+    monkeypatch.setattr(steps, "Turns", InterpretedTurns)
+    monkeypatch.setattr(InterpretedTurns, "recorded", [])
     for e, expected in zip(example, launched):
         for name, value in made(e).items():
             assert torch.equal(value, expected[name]), name
     # One recording of each, forward and backward: the first turn of all is launched, then come 4 + 1, 4 + 4 + 1 + 1.
-    assert sorted(InterpretedReplays.launched) == [1, 1, 4, 4]
+    assert sorted(InterpretedTurns.recorded) == [1, 1, 4, 4]
 
 
 def test_no_number_of_a_row_is_written_over_one_that_other_programs_still_read():
@@ -174,15 +178,15 @@ def test_no_number_of_a_row_is_written_over_one_that_other_programs_still_read()
 
 
 def test_replayed_turns_read_tensors_that_begin_anywhere(monkeypatch):
-    monkeypatch.setattr(steps, "Replays", InterpretedReplays)
-    monkeypatch.setattr(InterpretedReplays, "launched", [])
+    monkeypatch.setattr(steps, "Turns", InterpretedTurns)
+    monkeypatch.setattr(InterpretedTurns, "recorded", [])
     layer, x = Recurrent(cells.elman, 1, 18, backend="gpu"), torch.randn(10, 1, 1)
     with torch.no_grad():
         expected, _ = layer(x)
         layer.bias_hh_l0.data = torch.cat([torch.zeros(1), layer.bias_hh_l0])[1:]
         assert layer.bias_hh_l0.data_ptr() % 16 == 4
         assert torch.equal(layer(x)[0], expected)
-    assert sorted(InterpretedReplays.launched) == [1, 1, 8, 8]  # for addresses that are multiples of 4, and of 16
+    assert sorted(InterpretedTurns.recorded) == [1, 1, 8, 8]  # for addresses that are multiples of 4, and of 16
 
 
 def test_the_state_of_half_precision_is_carried_in_float32():
@@ -207,7 +211,8 @@ def test_the_source_is_as_pinned(golden):
 def test_on_a_gpu_of_amd_all_loops_run_step_by_step_in_what_memory_it_has(monkeypatch):
     monkeypatch.undo()
     one = SimpleNamespace(multi_processor_count=304, shared_memory_per_block=64 << 10)
-    monkeypatch.setattr(device, "_properties", lambda: [one, SimpleNamespace(**vars(one) | {"multi_processor_count": 4})])
+    other = SimpleNamespace(**vars(one) | {"multi_processor_count": 4})
+    monkeypatch.setattr(device, "_properties", lambda: [one, other])
     assert (device.processors.__wrapped__(), device.shared_bytes.__wrapped__()) == (4, 64 << 10)
     cell = trace(cells.lstm)
     made = kernel.Kernel(split(cell), dict.fromkeys(cell.sizes, 20), torch.float32)

@@ -28,6 +28,7 @@ from gatework import cells
 from gatework.autograd import functions
 from gatework.backends import gpu
 from gatework.backends.gpu import replays
+from gatework.backends.gpu.steps import Steps
 from gatework.nn import Recurrent
 
 # T, B, I, H of the checks. The second needs more steps than are launched one by one.
@@ -76,8 +77,8 @@ def compiled(layer: Recurrent, dtype: torch.dtype) -> dict:
     kernel = gpu.kernel_for(layer.cell, layer.sizes, dtype)
     found = {"loops": [type(loop).__name__ for _, loop in (kernel._training, kernel._backward)]}
     for direction, (_, loop) in (("forward", kernel._training), ("backward", kernel._backward)):
-        told = [run for replay in getattr(loop, "replays", {}).values() for run in replay.stages]
-        for number, run in enumerate([*loop.runs, *told]):
+        stages = [run for turns in loop.turns.values() for run in turns.stages] if type(loop) is Steps else loop.runs
+        for number, run in enumerate(stages):
             for cached, *_ in getattr(run, "device_caches", {}).values():
                 for one in cached.values():
                     found[f"{direction}, {number}"] = {"registers": one.n_regs, "spilled": one.n_spills,

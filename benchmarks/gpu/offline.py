@@ -47,7 +47,8 @@ def kernels(loop: Compiled | Steps, dtype: torch.dtype, from_end: bool, rows: in
     if isinstance(loop, Steps):
         constants |= {**loop.grid(rows)[1], "ALIGNED": LEAST, "OVERLAP": not of_amd(arch) and int(arch) >= 90}
         warps = constants.pop("num_warps")
-        return [(getattr(loop.module, f"told_{k}"), ["*i64", "i32"], constants, warps) for k in range(len(loop.runs))]
+        stages = [getattr(loop.module, f"told_{k}") for k in range(len(loop.loop.passes))]
+        return [(stage, ["*i64", "i32"], constants, warps) for stage in stages]
     given, buffers = POINTERS[dtype], loop.loop.buffers
     strides = ["i32"] * len(loop.sequences)
     types = ["*i64", "*i64", "i32", "i32", "i32", *[given] * len(buffers), *strides,

@@ -13,8 +13,8 @@ goes from turn to turn has two sides, for even and for odd turns.
 With OVERLAP, which NVIDIA's GPUs have from compute capability 9 on, a kernel begins while the one before it runs, and
 waits for its end where it first reads what that may write.
 
-Every kernel is there twice. `stage_0` takes what it works on as arguments; `told_0` finds that in memory, so a recorded
-graph of launches can be replayed for other tensors, other lengths and as many rows as its programs have.
+What a kernel works on it finds in a table in memory, so a recorded graph of launches can be replayed for other tensors,
+other lengths and as many rows as its programs have. `told_0` reads the table and goes on as `stage_0`.
 """
 
 from __future__ import annotations
@@ -94,16 +94,25 @@ def signature(loop: Loop) -> dict[str, str]:
 
 
 def write(loop: Loop, cell: Cell, given: str, accurate: str = "float32") -> str:
-    """The source of `stage_0`, `told_0`, `stage_1`, ... and of `advance`, for tensors of the type `given`.
+    """The source of `tell`, `told_0`, `told_1`, ... and `advance`, for tensors of the type `given`.
 
-    Stages take what `signature` says, the turn, and `CONSTANTS`; told ones a table of all that with the turn at its
-    end, how many turns more it is, the constants, and how many bytes addresses of values are multiples of.
+    `tell` writes what `signature` says, addresses and numbers, into a table, with a turn of 0 at its end. Each stage
+    takes the table, how many turns after that one it is, `CONSTANTS`, and of how many bytes addresses of values are
+    multiples. `advance` adds to the turn.
     """
+    takes = len(signature(loop))
+    words = [f"w{k}" for k in range(takes)]
+    specialised = ", ".join(f'"{name}"' for name in words)
+    typed = ", ".join(f'{name}: "i64"' for name in words)
+    tell = [f"@triton.jit(do_not_specialize=[{specialised}])", f"def tell(told, {typed}):",
+            *(f"    tl.store(told + {k}, {name})" for k, name in enumerate([*words, "0"])), ""]
+    advance = ['@triton.jit(do_not_specialize=["turns"])', "def advance(told, turns):",
+               f"    tl.store(told + {takes}, tl.load(told + {takes}) + turns)", ""]
     stages = [f"{_Stage(loop, cell, given, accurate).text(number, step)}\n\n{_told(loop, number, given, accurate)}"
               for number, step in enumerate(loop.passes)]
-    last = len(signature(loop))
-    advance = f"@triton.jit\ndef advance(told, turns):\n    tl.store(told + {last}, tl.load(told + {last}) + turns)\n"
-    return "\n\n".join([f"import triton\nimport triton.language as tl\n\n\n{FUNCTIONS}", *stages, advance])
+    parts = [f"import triton\nimport triton.language as tl\n\n\n{FUNCTIONS}", "\n".join(tell), *stages,
+             "\n".join(advance)]
+    return "\n\n".join(parts)
 
 
 def _told(loop: Loop, number: int, given: str, accurate: str) -> str:
@@ -169,10 +178,7 @@ class _Stage(Writer):
             head += [f"entry = tl.arange(0, {ENTRIES})[:, None, None]",
                      "some = tl.maximum(tl.load(sizes + t).to(tl.int32) - tl.program_id(0) * ROWS, 0)  # rows, or none"]
         lines = [f"    {line}" for line in (*head, *self.outside, *self.lines)]
-        # Triton would make a kernel of its own for a number that is 1 or a multiple of 16.
-        numbers = [f'"{name}"' for name, kind in signature(self.loop).items() if kind == "number"]
-        return "\n".join([f'@triton.jit(do_not_specialize=[{", ".join(numbers)}, "turn"])',
-                          f"def stage_{number}({', '.join(names)}):", *lines, ""])
+        return "\n".join(["@triton.jit", f"def stage_{number}({', '.join(names)}):", *lines, ""])
 
     def block(self, size: int) -> str:
         return "UNITS"

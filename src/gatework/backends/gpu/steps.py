@@ -14,7 +14,7 @@ from ..plan import Loop
 from . import device
 from .handed import handed, sums
 from .load import load, words
-from .replays import Replays
+from .replays import Turns
 from .source import name_of, padded
 from .stages import DEPTH, ENTRIES, carried, filled, joined, matrices, side_by_side, signature, write
 
@@ -25,8 +25,6 @@ UNITS = 16, 32
 # So many processors take all that the second cache gives: 64 bytes of a clock each, and 5.5 TB/s of an H100.
 HUNGRY = 50
 AHEAD = 96 << 10  # bytes of operands and weights that are on their way to a program
-# Of so many turns a call is worth a replay.
-REPLAYED = 8
 
 
 class Steps:
@@ -37,7 +35,6 @@ class Steps:
         self.cell, self.dtype, self.accurate = cell, dtype, getattr(torch, accurate)
         self.source = write(loop, cell, str(dtype).removeprefix("torch."), accurate)
         self.module = load(self.source)
-        self.runs = [getattr(self.module, f"stage_{k}") for k in range(len(loop.passes))]
         self.sequences = [n for n, b in loop.buffers.items() if b.kind == "sequence"]
         self.longest = max(loop.sizes.values())
         self.operands_read = max(len(step.stage.by_operand()) for step in loop.passes)
@@ -48,7 +45,7 @@ class Steps:
         self.handed_at, self.handed_width = side_by_side({k: filled(loop.size(v)) for k, v in self.operands.items()})
         self.edges_of_states = {(p.buffer, p.offset) for p in loop.reads.values() if p.turn == -1 and p.edge}
         self.packed, self.packed_size = self._families()
-        self.replays: dict[tuple, Replays] = {}
+        self.turns: dict[tuple, Turns] = {}
 
     def _families(self) -> tuple[list[tuple[str, int, list[int], int, int]], int]:
         """Where each family of matrices begins, its gates that are in use, and the units and features of one."""
@@ -123,16 +120,11 @@ class Steps:
 
     def _run(self, given: list, turns: int, grid: tuple[int, int], options: dict[str, Any],
              where: torch.device) -> None:
+        key = grid, tuple(options.items()), where
         with torch.cuda.device_of(given[0]):  # Triton launches on the current one
-            if turns >= REPLAYED and Replays.serve(where):
-                key = grid, tuple(options.items()), where
-                if key not in self.replays:
-                    self.replays[key] = Replays(self.module, len(self.runs), len(given), grid, options, where)
-                self.replays[key].run(given, turns)
-                return
-            for turn in range(turns):
-                for stage in self.runs:
-                    stage[grid](*given, turn, **options)
+            if key not in self.turns:
+                self.turns[key] = Turns(self.module, len(given), grid, options, where)
+            self.turns[key].run(given, turns)
 
     def _memory(self, rows: int, members: int, where: torch.device) -> dict[str, Tensor]:
         """What the kernels hand over and keep, for whole programs of rows. Operands are zeros where nothing is."""
