@@ -208,6 +208,16 @@ def test_the_source_is_as_pinned(golden):
                                               for name, plan in plans.items()))
 
 
+@pytest.mark.parametrize(("cell", "units", "form"), [(cells.lstm, 128, kernel.Compiled), (cells.lstm, 160, Steps),
+                                                     (cells.layer_norm_lstm, 64, kernel.Compiled),
+                                                     (cells.layer_norm_lstm, 128, Steps)])
+def test_a_normalising_loop_holds_a_quarter_of_the_weights(cell, units, form, monkeypatch):
+    monkeypatch.undo()
+    cell = trace(cell)
+    made = kernel.Kernel(split(cell), dict.fromkeys(cell.sizes, units), torch.bfloat16)
+    assert {type(made.compile(plan.loop)) for plan in (made._training_plan, made._backward_plan)} == {form}
+
+
 def test_on_a_gpu_of_amd_all_loops_run_step_by_step_in_what_memory_it_has(monkeypatch):
     monkeypatch.undo()
     one = SimpleNamespace(multi_processor_count=304, shared_memory_per_block=64 << 10)

@@ -45,6 +45,7 @@ SIZES = [(100, 32, 256), (2048, 8, 128), (1024, 16, 768), (100, 64, 512), (35, 2
          (365, 256, 256), (512, 128, 1024)]
 LOOPS = [(100, 32, 256), (100, 64, 512)]
 PARTS = ["lstm", "gru", "resets", "cells", "compiled"]
+FORMS = {"resident": gpu.kernel.Compiled, "shared": gpu.kernel.Shared}
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "tf32": torch.float32}
 # A cell -> how its layer is made, and the name of its loop.
 CELLS = {"peephole": PeepholeLSTM, "coupled": CoupledLSTM, "layer-norm": LayerNormLSTM,
@@ -214,12 +215,12 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", default=list(TYPES), choices=list(TYPES))
     parser.add_argument("--sizes", nargs="+", metavar="T,B,H", help="instead of the sizes of the goals")
     parser.add_argument("--overlap", action="store_true", help="kernels of a graph begin before the one before ends")
-    parser.add_argument("--share-units", action="store_true", help="programs that meet, where units can be shared")
+    parser.add_argument("--forms", nargs="*", default=["resident"], choices=list(FORMS),
+                        help="what is tried in turn; with none, all loops run step by step")
     parser.add_argument("--smoke", action="store_true", help="one tiny size, on the CPU in the interpreter")
     options = parser.parse_args()
     replays.OVERLAP = options.overlap
-    if options.share_units:
-        gpu.kernel.FORMS = (*gpu.kernel.FORMS, gpu.kernel.Shared)
+    gpu.kernel.FORMS = tuple(FORMS[name] for name in options.forms)
     sizes = [tuple(map(int, text.split(","))) for text in options.sizes] if options.sizes else SIZES
     unknown = set(options.parts) - set(PARTS)
     if unknown or any(len(size) != 3 or math.prod(size) <= 0 for size in sizes):

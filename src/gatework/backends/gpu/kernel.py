@@ -48,7 +48,9 @@ class Compiled:
     @staticmethod
     def fits(loop: Loop, dtype: torch.dtype) -> bool:
         """Whether the weights of a loop have room."""
-        return (resident_values(loop) * dtype.itemsize <= _most_resident()
+        # Normalising takes registers: beside more weights they would be spilled by kilobytes.
+        most = _most_resident() // (4 if sums(loop) else 1)
+        return (resident_values(loop) * dtype.itemsize <= most
                 and longest_operand(loop) <= LONGEST.get(dtype, math.inf))
 
     @staticmethod
