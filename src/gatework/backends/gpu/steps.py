@@ -93,9 +93,9 @@ class Steps:
         tiles, members = shape(tall, wide)
         operands = 1 if self.operands_read <= 1 else ENTRIES
         at_once = DEPTH * (operands * tall + ENTRIES * wide) * self.dtype.itemsize
-        stages = 1 + max(1, min(5, min(AHEAD, device.shared_bytes() - (8 << 10)) // at_once))
+        stages = max(2, min(6, min(AHEAD, device.shared_bytes() - (8 << 10)) // at_once))
         # In float32 a thread multiplies by itself; in halves more warps than entries would multiply the same again.
-        warps = 2 * ENTRIES if self.dtype == torch.float32 and tall * wide >= 1024 else ENTRIES
+        warps = 2 * ENTRIES if self.dtype == torch.float32 and tall * wide >= 512 else ENTRIES
         return (tiles, members), dict(ROWS=tall, UNITS=wide, MEMBERS=padded(members), STAGES=stages, num_warps=warps)
 
     def call(self, xp, batch: Batch, span: tuple[int, int], from_end: bool, arrays, edges, weights, passing=frozenset(),
