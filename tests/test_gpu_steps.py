@@ -208,6 +208,34 @@ def test_the_source_is_as_pinned(golden):
                                               for name, plan in plans.items()))
 
 
+def test_programs_have_the_units_of_the_loop_and_few_grids_serve_all_batches():
+    cell = trace(cells.lstm)
+    made = kernel.Kernel(split(cell), {"I": 3000, "H": 40}, torch.float32)
+    loop = made.compile(made._training_plan.loop)
+    assert loop.grid(5)[0] == (1, 3)
+    grids = {loop.grid(rows)[0] for rows in range(1, 2000)}
+    assert len(grids) < 30
+    assert all(tiles * how["ROWS"] >= rows for rows in range(1, 2000) for (tiles, _), how in [loop.grid(rows)])
+
+
+@pytest.mark.parametrize("states", [torch.float32, torch.float16])
+def test_under_autocast_ragged_rows_with_resets_and_first_states_are_as_near_as_halves_allow(states):
+    torch.manual_seed(0)
+    ours, reference = LSTM(3, 18, backend="gpu"), LSTM(3, 18, backend="reference").double()
+    reference.load_state_dict(ours.state_dict())
+    x, first = torch.randn(4, 5, 3), tuple(torch.randn(2, 1, 5, 18).to(states))
+    options = dict(lengths=[2, 4, 0, 1, 4], resets=torch.rand(4, 5) < 0.3)
+    with torch.autocast("cpu", torch.float16):
+        output, last = ours(x, first, **options)
+    expected, exact = reference(x.double(), tuple(s.double() for s in first), **options)
+    (output.float().sin().sum() + sum(s.float().sum() for s in last)).backward()
+    (expected.sin().sum() + sum(s.sum() for s in exact)).backward()
+    for a, b in zip((output, *last), (expected, *exact)):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=8 * 2.0**-11)  # a few roundings to 11 digits each
+    for p, q in zip(ours.parameters(), reference.parameters()):
+        torch.testing.assert_close(p.grad.double(), q.grad, rtol=0, atol=8 * 2.0**-11 * float(q.grad.abs().max()))
+
+
 @pytest.mark.parametrize(("cell", "units", "form"), [(cells.lstm, 128, kernel.Compiled), (cells.lstm, 160, Steps),
                                                      (cells.layer_norm_lstm, 64, kernel.Compiled),
                                                      (cells.layer_norm_lstm, 128, Steps)])

@@ -83,8 +83,10 @@ class Plain:
 
     def settle(self, layer, x: Tensor, lengths, resets: Tensor | None, recorded: tuple[str, ...]) -> None:
         """Remember how the layer has made its results of x, if that was plain."""
-        if (type(x) is not Tensor or x.dim() != 3 or layer.num_layers > 1 or layer.bidirectional or layer.initial_state
-                or layer._random is not None or (lengths is not None and resets is not None)):
+        # Where `planned` would have nothing to offer, no first state is made for it.
+        if (type(x) is not Tensor or not x.is_cpu or layer.backend in ("gpu", "reference") or x.dim() != 3
+                or layer.num_layers > 1 or layer.bidirectional or layer.initial_state or layer._random is not None
+                or (lengths is not None and resets is not None)):
             return
         parameters = [layer._parameters.get(name) for name in layer._names[0]]
         if None in parameters:  # parametrized

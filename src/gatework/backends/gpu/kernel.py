@@ -140,8 +140,7 @@ class Kernel(kernel.Kernel):
 
     def sources(self) -> dict[str, str]:
         """The source of the loops that training runs."""
-        plans = {"forward": self._training_plan, "backward": self._backward_plan}
-        return {name: Compiled.source_of(plan.loop, self.cell, self.dtype) for name, plan in plans.items()}
+        return {"forward": self._training[1].source, "backward": self._backward[1].source}
 
 
 # What is tried in turn; beyond that loops run step by step. `Shared` waits here for its first run on a GPU.

@@ -36,10 +36,12 @@ class Steps:
         self.source = write(loop, cell, str(dtype).removeprefix("torch."), accurate)
         self.module = load(self.source)
         self.sequences = [n for n, b in loop.buffers.items() if b.kind == "sequence"]
-        self.longest = max(loop.sizes.values())
+        self.longest = max(loop.size(e) for step in loop.passes for e in step.stage.nodes)
         self.operands_read = max(len(step.stage.by_operand()) for step in loop.passes)
         self.matrices_read = max(sum(len(e.attr) for e in step.stage.products) for step in loop.passes)
-        self.takes, self.sums = list(signature(loop)), len(sums(loop))
+        types = {"given": dtype, "accurate": self.accurate, "words": torch.int64, "number": None}
+        self.takes = {name: types[kind] for name, kind in signature(loop).items()}
+        self.sums = len(sums(loop))
         self.carried, self.operands = carried(loop), handed(loop)
         self.carried_at, self.carried_width = side_by_side(self.carried)
         self.handed_at, self.handed_width = side_by_side({k: filled(loop.size(v)) for k, v in self.operands.items()})
@@ -91,6 +93,10 @@ class Steps:
         talls = [t for t in ROWS[self.dtype] if t == 16 or (t < 2 * rows and not self.sums)]
         tall, wide = min(((t, w) for t in talls for w in UNITS), key=cost)
         tiles, members = shape(tall, wide)
+        # Rounded up to three digits, so that batches of many sizes share a few recorded graphs: programs without rows
+        # have next to nothing to do.
+        coarse = 1 << max(0, tiles.bit_length() - 3)
+        tiles = -(-tiles // coarse) * coarse
         operands = 1 if self.operands_read <= 1 else ENTRIES
         at_once = DEPTH * (operands * tall + ENTRIES * wide) * self.dtype.itemsize
         stages = max(2, min(6, min(AHEAD, device.shared_bytes() - (8 << 10)) // at_once))
@@ -114,6 +120,9 @@ class Steps:
                  **{f"{name_of(n)}_edge": a for n, a in edges.items()}, "weights": weights, **memory}
         options = dict(FROM_END=from_end, **sizes, OVERLAP=False,
                        PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee")
+        for name, dtype in self.takes.items():  # kernels are told addresses alone
+            if dtype is not None and given[name].dtype != dtype:
+                raise TypeError(f"{name} must be {dtype}; given was {given[name].dtype}")
         self._run([given[name] for name in self.takes], batch.steps, grid, options, xp.device)
         self._end(memory, batch, arrays)
         return True
