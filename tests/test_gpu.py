@@ -213,9 +213,10 @@ def test_the_script_for_a_first_look_runs_through(tmp_path):
 
 def test_the_script_for_the_goals_runs_through_and_prints_what_it_measured(tmp_path):
     done = subprocess.run([sys.executable, GPU_SCRIPTS / "goals.py", "--smoke", "--out", tmp_path, "lstm", "gru",
-                           "resets", "cells"], check=True, capture_output=True, text=True)
+                           "resets", "cells", "programs"], check=True, capture_output=True, text=True)
     found = json.loads((tmp_path / "goals.json").read_text())
-    assert set(found) == {"machine", "chip", "lstm", "lstm, ragged", "gru", "gru, ragged", "resets", "cells"}
+    assert set(found) == {"machine", "chip", "lstm", "lstm, ragged", "gru", "gru, ragged", "resets", "cells",
+                          "programs"}
     assert not any("failed" in result for part in found.values() for result in part.values())
     (result,) = found["lstm"].values()
     assert f"| {result['ratio']:.2f} | {result['inference_ratio']:.2f} |" in done.stdout

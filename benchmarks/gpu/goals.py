@@ -8,6 +8,7 @@ lstm, gru    beside cuDNN: training, inference, and memory held for the backward
 resets       rows that begin anew, over the plain call
 cells        other cells: over our own LSTM for each product of a step, and over the loop in eager torch
 compiled     two of them beside torch.compile of the loop, which takes minutes to be made
+programs     the LSTM step by step, with other numbers of rows and units in a program than are estimated to be best
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from measure import BOUNDS, Report, held, timed, training
 
 import gatework
 from gatework import cells
+from gatework.autograd import functions
 from gatework.backends import gpu
-from gatework.backends.gpu import replays
+from gatework.backends.gpu import replays, steps
 from gatework.nn import (
     GRU,
     LSTM,
@@ -44,7 +46,7 @@ from peers import EAGER  # noqa: E402
 SIZES = [(100, 32, 256), (2048, 8, 128), (1024, 16, 768), (100, 64, 512), (35, 20, 650), (64, 4096, 128),
          (365, 256, 256), (512, 128, 1024)]
 LOOPS = [(100, 32, 256), (100, 64, 512)]
-PARTS = ["lstm", "gru", "resets", "cells", "compiled"]
+PARTS = ["lstm", "gru", "resets", "cells", "compiled", "programs"]
 FORMS = {"resident": gpu.kernel.Compiled, "shared": gpu.kernel.Shared}
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "tf32": torch.float32}
 # A cell -> how its layer is made, and the name of its loop.
@@ -139,6 +141,29 @@ class Bench:
                  "per_product": times["gatework"] / times["gatework LSTM"] * _products(plain) / _products(ours)}
         return found | {f"over {n}": times[n] / times["gatework"] for n in times if not n.startswith("gatework")}
 
+    def programs(self, kind: str, size: tuple[int, int, int], type_name: str) -> dict:
+        """Milliseconds of training, by rows and units of a program."""
+        T, B, H = size
+        dtype, before = TYPES[type_name], (gpu.kernel.FORMS, dict(steps.ROWS), steps.UNITS)
+        choices = {"estimated": (steps.ROWS[dtype], steps.UNITS)}
+        choices |= {f"{tall} rows, {wide} units": ((tall,), (wide,)) for tall in steps.ROWS[dtype]
+                    for wide in steps.UNITS if tall == 16 or tall < 2 * B}
+        found: dict[str, float] = {}
+        gpu.kernel.FORMS = ()
+        try:
+            for name, (steps.ROWS[dtype], steps.UNITS) in choices.items():
+                self._forget_kernels()
+                ours, _, x = self.pair(kind, T, B, H, dtype)
+                found[name] = timed({name: training(ours, x)}, self.device)[name]
+        finally:
+            gpu.kernel.FORMS, steps.ROWS, steps.UNITS = before
+            self._forget_kernels()
+        return {"training_ms": found, "estimated_over_best": found["estimated"] / min(found.values())}
+
+    def _forget_kernels(self) -> None:
+        gpu.kernel._kernel.cache_clear()
+        functions.kernel_of_shapes.cache_clear()
+
     def run(self, parts: list[str]) -> None:
         self.report.add("machine", "device", self.machine)
         self.rates = {name: self.report.add("chip", f"rate {name}", chip.rate, TYPES[name], self.device, name == "tf32")
@@ -149,8 +174,8 @@ class Bench:
             if part in ("lstm", "gru"):
                 self._over_sizes(part, part.upper(), self.beside_cudnn)
                 self._over_sizes(f"{part}, ragged", part.upper(), self.ragged, ("float16", "bfloat16"))
-            elif part == "resets":
-                self._over_sizes(part, "LSTM", self.resets, ("bfloat16",))
+            elif part in ("resets", "programs"):
+                self._over_sizes(part, "LSTM", getattr(self, part), ("bfloat16",))
             else:
                 for size in LOOPS if self.device == "cuda" else self.sizes:
                     for name in CELLS if part == "cells" else ("peephole", "reset-before"):
@@ -168,7 +193,7 @@ class Bench:
     def print_tables(self) -> None:
         for part, results in self.report.found.items():
             keys = ("ratio", "inference_ratio", "share_of_limit", "over_dense", "per_product", "over eager loop",
-                    "over torch.compile")
+                    "over torch.compile", "estimated_over_best")
             shown = [key for key in keys if any(key in r for r in results.values())]
             if not shown:
                 continue
