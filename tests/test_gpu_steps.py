@@ -218,6 +218,13 @@ def test_programs_have_the_units_of_the_loop_and_few_grids_serve_all_batches():
     assert all(tiles * how["ROWS"] >= rows for rows in range(1, 2000) for (tiles, _), how in [loop.grid(rows)])
 
 
+def test_memory_of_another_type_than_a_kernel_reads_is_refused(monkeypatch):
+    pack = Steps.pack
+    monkeypatch.setattr(Steps, "pack", lambda *given: pack(*given).double())
+    with pytest.raises(TypeError, match="weights must be torch.float32; given was torch.float64"):
+        LSTM(3, 18, backend="gpu")(torch.zeros(2, 1, 3))
+
+
 @pytest.mark.parametrize("states", [torch.float32, torch.float16])
 def test_under_autocast_ragged_rows_with_resets_and_first_states_are_as_near_as_halves_allow(states):
     torch.manual_seed(0)
