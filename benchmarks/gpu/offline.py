@@ -30,7 +30,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from gatework import cells  # noqa: E402
 from gatework.backends import gpu  # noqa: E402
 from gatework.backends.gpu import device  # noqa: E402
-from gatework.backends.gpu.kernel import SERVED, Compiled, Shared  # noqa: E402
+from gatework.backends.gpu.kernel import ALONE, SERVED, Compiled, Shared  # noqa: E402
 from gatework.backends.gpu.source import LEAST  # noqa: E402
 from gatework.backends.gpu.steps import Steps  # noqa: E402
 from gatework.compiler import split, trace  # noqa: E402
@@ -41,31 +41,33 @@ PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 
 
 def kernels(loop: Compiled | Steps, dtype: torch.dtype, from_end: bool, rows: int, arch: str
-            ) -> list[tuple[object, list[str], dict, int]]:
-    """The functions of a loop, with the types and the constants that they are given, and warps."""
+            ) -> list[tuple[object, list[str], dict, dict]]:
+    """The functions of a loop, with the types and the constants that they are given, and options of the compiler."""
     constants = {"FROM_END": from_end, "PRECISION": "ieee", "MEMBERS": getattr(loop, "members", 1), "ROWS": LEAST}
     if isinstance(loop, Steps):
         constants |= {**loop.grid(rows)[1], "ALIGNED": LEAST, "OVERLAP": not of_amd(arch) and int(arch) >= 90}
-        warps = constants.pop("num_warps")
+        options = {"num_warps": constants.pop("num_warps")}
         stages = [getattr(loop.module, f"told_{k}") for k in range(len(loop.loop.passes))]
-        return [(stage, ["*i64", "i32"], constants, warps) for stage in stages]
-    given, buffers = POINTERS[dtype], loop.loop.buffers
+        return [(stage, ["*i64", "i32"], constants, options) for stage in stages]
+    given, buffers, options = POINTERS[dtype], loop.loop.buffers, {"num_warps": loop.warps}
     strides = ["i32"] * len(loop.sequences)
     types = ["*i64", "*i64", "i32", "i32", "i32", *[given] * len(buffers), *strides,
              *[given] * (len(loop.edges) + len(loop.matrices))]
     if isinstance(loop, Shared):
         types += [given, "*fp32", "*i64", "i32"]
-    return [(loop.runs[0], types, constants, loop.warps)]
+        options |= ALONE
+    return [(loop.runs[0], types, constants, options)]
 
 
-def compiled(function, types: list[str], constants: dict, warps: int, arch: str) -> dict:
+def compiled(function, types: list[str], constants: dict, options: dict, arch: str, units: int) -> dict:
     names = function.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
     signature = dict(zip(names, types + ["constexpr"] * len(constants), strict=True))
-    aligned = {(k,): [["tt.divisibility", 16]] for k, kind in enumerate(types) if kind.startswith("*")}
+    # As for a call: addresses are multiples of 16, and the widths of sequences that units of such a number make.
+    aligned = {(k,): [["tt.divisibility", 16]] for k, (kind, name) in enumerate(zip(types, names))
+               if kind.startswith("*") or (name.endswith("_stride") and units % 16 == 0)}
     target = GPUTarget("hip", arch, 64) if of_amd(arch) else GPUTarget("cuda", int(arch), 32)
-    made = triton.compile(ASTSource(function, signature, constants, aligned), target=target,
-                          options={"num_warps": warps})
+    made = triton.compile(ASTSource(function, signature, constants, aligned), target=target, options=options)
     if of_amd(arch):
         found = {name: int(re.search(rf"\.{key}: +(\d+)", made.asm["amdgcn"])[1])
                  for name, key in (("registers", "vgpr_count"), ("spilled", "vgpr_spill_count"))}
@@ -101,7 +103,7 @@ def compile_cell(name: str, units: int, rows: int, arch: str, forms: list[str]) 
                                                                       arch)):
                     found = {"cell": name, "type": str(dtype), "loop": direction, "form": form, "chosen": chosen,
                              "stage": number}
-                    found |= compiled(function, *how, arch)
+                    found |= compiled(function, *how, arch, units)
                     if form == "shared":
                         found["members"] = loop.members
                     print(json.dumps(found), flush=True)

@@ -30,6 +30,7 @@ from .together import run_together
 MOST_RESIDENT, ROOM = 1 << 17, 20 << 10
 LONGEST = {torch.float32: 64}
 PIECE = 128  # values of an operand that are multiplied at once where programs share units: more would be spilled
+ALONE = {"maxnreg": 255}  # for a program that has a processor for itself: registers saved would be nobody's
 # The types of the tensors, with the type that a kernel computes in.
 SERVED = {torch.float32: "float32", torch.bfloat16: "float32", torch.float16: "float32"}
 
@@ -114,7 +115,7 @@ class Shared(Compiled):
             groups = min(at_once, tiles - first)
             counters = torch.zeros(groups, shared.COUNTER, dtype=torch.int64, device=where)
             run_together(self.runs[0], (groups, self.members), *given, handed, totals, counters, first * LEAST,
-                         **options, MEMBERS=self.members)
+                         **options, **ALONE, MEMBERS=self.members)
 
 
 class Kernel(kernel.Kernel):

@@ -16,7 +16,7 @@ import re
 
 from ...compiler import Cell
 from ...compiler.expr import Expr
-from ..plan import Loop, Pass
+from ..plan import Loop, Pass, Place
 from .maths import FUNCTIONS
 from .source import EDGE_LINES, Writer, name_of, padded, sequence_strides
 
@@ -52,6 +52,23 @@ def _factors(loop: Loop) -> dict[tuple[Expr, str], None]:
             for m, flag in zip(e.args[::2], e.attr)}
 
 
+def _taken_apart(names: list[str], whole: str, block: int) -> list[str]:
+    """Lines that take the last dimension of `whole` apart."""
+    if len(names) == 2:
+        return [f"{names[0]}, {names[1]} = tl.split({whole})"]
+    a, b, c, d = names
+    return [f"{a}_even, {a}_odd = tl.split(({whole}).reshape([ROWS, {block}, 2, 2]))",
+            f"{a}, {c} = tl.split({a}_even)", f"{b}, {d} = tl.split({a}_odd)"]
+
+
+def _joined(values: list[str], block: int) -> str:
+    whole = [f"tl.broadcast_to({value}, [ROWS, {block}])" for value in values]
+    if len(values) == 2:
+        return f"tl.join({whole[0]}, {whole[1]})"
+    a, b, c, d = whole
+    return f"tl.join(tl.join({a}, {c}), tl.join({b}, {d})).reshape([ROWS, {block}, 4])"
+
+
 class Resident(Writer):
     """Writes `run`, which holds the weights and goes through all turns."""
 
@@ -65,8 +82,7 @@ class Resident(Writer):
         self.carriers: dict[tuple[str, int], list[str]] = {}  # where it is stored -> variables that carry it on
         self.updates: dict[str, str] = {}  # such a variable -> its value for the next turn
         self.computed_here = {e for step in loop.passes for e in step.stage.nodes}
-        self.leaf_lines: list[str] = []  # they read what a turn finds in sequences
-        self.leaves: list[str] = []  # the variables that hold it
+        self.leaves: dict[str, tuple[Expr, list[str]]] = {}  # what a turn finds in sequences, and how it is read
 
     def text(self) -> str:
         buffers, edges, families = signature(self.loop)
@@ -108,13 +124,13 @@ class Resident(Writer):
         return []
 
     def read(self, e: Expr) -> str:
-        if self.loop.buffers[self.loop.reads[e].buffer].kind != "sequence" or e in self.computed_here:
+        place = self.loop.reads[e]
+        if self.loop.buffers[place.buffer].kind != "sequence" or e in self.computed_here:
             return super().read(e)
         lines, self.lines = self.lines, []
         name = super().read(e)
-        self.leaf_lines += [line.replace(f".to({self.accurate})", "") for line in self.lines]
+        self.leaves[name] = e, [line.replace(f".to({self.accurate})", "") for line in self.lines]
         self.lines = lines
-        self.leaves.append(name)
         return name
 
     def _positions(self) -> tuple[list[str], list[str]]:
@@ -122,16 +138,47 @@ class Resident(Writer):
         lines = ["begin = tl.load(offsets + t)", "live = row < tl.load(sizes + t)", "here = begin + row"]
         if any(p.edge and p.turn != -1 for p in self.loop.reads.values()):
             lines += EDGE_LINES
-        assigned = [line.partition(" = ")[0] for line in (*lines, *self.leaf_lines)]
-        widened = [f"{name} = {name}.to({self.accurate})" for name in self.leaves]
+        suffix, ready = "_next" if self.ahead else "", []
+        for run in self._runs([(name, e, self.loop.reads[e]) for name, (e, _) in self.leaves.items()]):
+            name, e, place = run[0]
+            whole = f"{name}{suffix}.to({self.accurate})"
+            if len(run) == 1:
+                lines += self.leaves[name][1]
+                ready.append(f"{name} = {whole}")
+            else:
+                at, mask = self._of_run(place, e, len(run))
+                lines.append(f"{name} = tl.load({at}, mask={mask}, other=0.0)")
+                ready += _taken_apart([name for name, _, _ in run], whole, self.block(place.size))
         if not self.ahead:
-            return [], ["t = first - turn if FROM_END else first + turn", *lines, *self.leaf_lines, *widened]
-        of_next = re.compile(rf"\b({'|'.join(['t', *assigned])})\b")
-        lines = [of_next.sub(r"\1_next", line) for line in (*lines, *self.leaf_lines)]
-        return ["t_next = first", *lines], [*(f"{name} = {name}_next" for name in ("live", "here")),
-                                            *(line.replace(".to(", "_next.to(") for line in widened),
+            return [], ["t = first - turn if FROM_END else first + turn", *lines, *ready]
+        of_next = re.compile(rf"\b({'|'.join(['t', *(line.partition(' = ')[0] for line in lines)])})\b")
+        lines = [of_next.sub(r"\1_next", line) for line in lines]
+        return ["t_next = first", *lines], ["live = live_next", "here = here_next", *ready,
                                             "following = tl.minimum(turn + 1, turns - 1)",
                                             "t_next = first - following if FROM_END else first + following", *lines]
+
+    def _runs(self, held: list[tuple[str, Expr, Place]]) -> list[list[tuple[str, Expr, Place]]]:
+        """Variables whose places follow each other, by fours and by twos. Between products of halves and memory the
+        compiler lays values out anew, with two barriers: for a run once, as that takes a turn its time."""
+        runs: list[list[tuple[str, Expr, Place]]] = []
+        after = None
+        for one in sorted(held, key=lambda one: (one[2].buffer, one[2].offset)):
+            _, e, place = one
+            alone = not self.ahead or place.edge or place.turn or not e.dims
+            if not alone and after == (place.buffer, place.offset, e.dims):
+                runs[-1].append(one)
+            else:
+                runs.append([one])
+            after = None if alone else (place.buffer, place.offset + place.size, e.dims)
+        fours = [run[k:k + 4] for run in runs for k in range(0, len(run), 4)]
+        return [part for run in fours for part in ([run[:2], run[2:]] if len(run) == 3 else [run])]
+
+    def _of_run(self, place: Place, e: Expr, count: int) -> tuple[str, str]:
+        """Where so many values lie in a step, [ROWS, units, count], and which of them are there."""
+        name, unit = name_of(place.buffer), f"u_{e.dims[0]}[:, :, None]"
+        number = f"tl.arange(0, {count})[None, None, :]"
+        at = f"{name} + (here * {name}_stride)[:, :, None] + {place.offset} + {number} * {place.size} + {unit}"
+        return at, f"live[:, :, None] & in_range_{e.dims[0]}[:, :, None]"
 
     def _carried(self) -> list[Expr]:
         """Begin the variables that go from turn to turn; returns those whose last values belong in memory."""
@@ -162,11 +209,18 @@ class Resident(Writer):
         stores = [(e, place, self.value(e)) for e, place in step.stores]
         if any(place in self.loaded for _, place, _ in stores):
             self.lines.append("tl.debug_barrier()  # what was read there has been read by all")
-        for e, place, value in stores:
+        for _, place, value in stores:
             for variable in self.carriers.get((place.buffer, place.offset), ()):
                 self.updates[variable] = value
-            if self.loop.buffers[place.buffer].kind == "sequence":
+        kept = [(value, e, p) for e, p, value in stores if self.loop.buffers[p.buffer].kind == "sequence"]
+        for run in self._runs(kept):
+            value, e, place = run[0]
+            if len(run) == 1:
                 self.lines.append(self.store(e, place, value, "live"))
+            else:
+                at, mask = self._of_run(place, e, len(run))
+                whole = _joined([value for value, _, _ in run], self.block(place.size))
+                self.lines.append(f"tl.store({at}, {whole}, mask={mask})")
 
     def product(self, e: Expr) -> str:
         """A sum of products, each added to the one before."""
