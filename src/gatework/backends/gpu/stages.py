@@ -176,7 +176,8 @@ class _Stage(Writer):
             head.append("part = tl.arange(0, MEMBERS)[None, :]")
         if step.stage.products:
             head += [f"entry = tl.arange(0, {ENTRIES})[:, None, None]",
-                     "some = tl.maximum(tl.load(sizes + t).to(tl.int32) - tl.program_id(0) * ROWS, 0)  # rows, or none"]
+                     "some = tl.load(sizes + t) - tl.program_id(0).to(tl.int64) * ROWS  # rows with this step",
+                     "some = tl.minimum(tl.maximum(some, 0), ROWS).to(tl.int32)"]
         lines = [f"    {line}" for line in (*head, *self.outside, *self.lines)]
         return "\n".join(["@triton.jit", f"def stage_{number}({', '.join(names)}):", *lines, ""])
 

@@ -99,7 +99,9 @@ class Steps:
         tiles = -(-tiles // coarse) * coarse
         operands = 1 if self.operands_read <= 1 else ENTRIES
         at_once = DEPTH * (operands * tall + ENTRIES * wide) * self.dtype.itemsize
-        stages = max(2, min(6, min(AHEAD, device.shared_bytes() - (8 << 10)) // at_once))
+        # Matrix units take the last of them from registers.
+        room = min(AHEAD, device.shared_bytes() - (8 << 10)) // at_once + (self.dtype != torch.float32)
+        stages = max(2, min(6, room))
         # In float32 a thread multiplies by itself; in halves more warps than entries would multiply the same again.
         warps = 2 * ENTRIES if self.dtype == torch.float32 and tall * wide >= 512 else ENTRIES
         return (tiles, members), dict(ROWS=tall, UNITS=wide, MEMBERS=padded(members), STAGES=stages, num_warps=warps)
