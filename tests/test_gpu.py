@@ -226,5 +226,5 @@ def test_the_script_for_layers_in_use_runs_through(tmp_path):
     subprocess.run([sys.executable, GPU_SCRIPTS / "in_use.py", "--smoke", "--out", tmp_path], check=True,
                    capture_output=True)
     found = json.loads((tmp_path / "in_use.json").read_text())
-    assert len(found["one program"]) == 5
+    assert len(found["one program"]) == 6
     assert all(result.get("right") for result in found["one program"].values())

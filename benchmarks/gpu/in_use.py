@@ -1,6 +1,6 @@
 """The kernels in what people do with layers on a GPU: `python benchmarks/gpu/in_use.py --out FOLDER`, a minute or two.
 
-Graphs of a training step, streams, threads, autocast, torch.compile, lengths that lie on the GPU, data parallel
+Graphs of a training step, streams, threads, autocast, torch.compile, lengths and resets on the GPU, data parallel
 training, and the end of memory: each beside the reference backend, with weights in one program and step by step. What
 fails is written down with its message, and the rest goes on; results are in FOLDER/in_use.json.
 """
@@ -51,6 +51,10 @@ class InUse:
 
     def lengths_on_the_device(self) -> dict:
         options = dict(lengths=torch.tensor([40, 3, 17, 0, 40, 1], device=self.device))
+        return self.compared(self.gradient(self.ours, self.x, **options), self.expected(**options))
+
+    def resets(self) -> dict:
+        options = dict(resets=torch.rand(T, B, device=self.device) < 0.1)
         return self.compared(self.gradient(self.ours, self.x, **options), self.expected(**options))
 
     def autocast(self) -> dict:
@@ -140,7 +144,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="what needs no GPU, on the CPU in the interpreter")
     options = parser.parse_args()
     report = Report(options.out / "in_use.json")
-    anywhere = [InUse.plain, InUse.lengths_on_the_device, InUse.autocast, InUse.bidirectional_gru, InUse.data_parallel]
+    anywhere = [InUse.plain, InUse.lengths_on_the_device, InUse.resets, InUse.autocast, InUse.bidirectional_gru,
+                InUse.data_parallel]
     on_gpu = [InUse.several_streams, InUse.several_threads, InUse.graph_of_a_training_step, InUse.end_of_memory,
               InUse.compiled, InUse.compiled_with_graphs]
     hidden = {"one program": 6} if options.smoke else HIDDEN
