@@ -6,7 +6,7 @@ import pytest
 import torch
 from examples import CELLS, CORE, Example, assert_close
 from test_cpu import EDGES
-from test_gpu_steps import all_options_at_once, forget_kernels, read_out, two_sizes
+from test_gpu_steps import all_options_at_once, forget_kernels, read_out, text_of_lstm, two_sizes
 
 from gatework import autograd, cells
 from gatework.backends.gpu import device, kernel, shared, together
@@ -103,8 +103,4 @@ def test_members_are_as_few_as_the_weights_need_and_none_where_an_operand_has_no
 
 
 def test_the_source_of_a_member_is_as_pinned(golden):
-    cell = trace(cells.lstm)
-    made_of = kernel.Kernel(split(cell), dict.fromkeys(cell.sizes, 40), torch.float16)
-    plans = {"forward": made_of._training_plan, "backward": made_of._backward_plan}
-    golden("lstm/triton_shared.txt", "\n".join(f"# ---- {name}\n{shared.write(plan.loop, cell, 2, 32)}"
-                                               for name, plan in plans.items()))
+    golden("lstm/triton_shared.txt", text_of_lstm(lambda loop, cell: shared.write(loop, cell, 2, 32)))

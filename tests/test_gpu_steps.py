@@ -200,12 +200,54 @@ def test_the_state_of_half_precision_is_carried_in_float32():
     assert output[-1].item() == pytest.approx(1 + 40 * 2**-12, rel=2**-11)  # added up in float16 it would stay 1
 
 
-def test_the_source_is_as_pinned(golden):
+def text_of_lstm(write) -> str:
+    """What `write` makes of the loops of an LSTM of 40 units."""
     cell = trace(cells.lstm)
-    made = kernel.Kernel(split(cell), dict.fromkeys(cell.sizes, 40), torch.bfloat16)
+    made = kernel.Kernel(split(cell), dict.fromkeys(cell.sizes, 40), torch.float16)
     plans = {"forward": made._training_plan, "backward": made._backward_plan}
-    golden("lstm/triton_steps.txt", "\n".join(f"# ---- {name}\n{stages.write(plan.loop, cell, 'bfloat16')}"
-                                              for name, plan in plans.items()))
+    return "\n".join(f"# ---- {name}\n{write(plan.loop, cell)}" for name, plan in plans.items())
+
+
+def test_the_source_is_as_pinned(golden):
+    golden("lstm/triton_steps.txt", text_of_lstm(lambda loop, cell: stages.write(loop, cell, "bfloat16")))
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_where_no_row_has_a_step_first_states_are_the_last_ones_and_have_their_gradient(held, monkeypatch):
+    if held:
+        monkeypatch.setattr(kernel, "MOST_RESIDENT", 1 << 17)
+    layer, first = LSTM(3, 18, backend="gpu"), torch.randn(2, 1, 2, 18, requires_grad=True)
+    output, (h, c) = layer(torch.ones(4, 2, 3), tuple(first), lengths=[0, 0])
+    assert torch.equal(output, torch.zeros(4, 2, 18))
+    assert torch.equal(torch.stack([h, c]), first)
+    gradients = torch.autograd.grad((h + 2.0 * c).sum(), [first, *layer.parameters()])
+    assert torch.equal(gradients[0], torch.stack([torch.ones_like(h), 2.0 * torch.ones_like(c)]))
+    assert not any(g.any() for g in gradients[1:])
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_no_steps_leave_the_first_state(held, monkeypatch):
+    if held:
+        monkeypatch.setattr(kernel, "MOST_RESIDENT", 1 << 17)
+    example = Example(trace(cells.elman), 1, 3, 5, 18, torch.float32)
+    first = torch.randn(3, 18)
+    parameters = [torch.ones(18, 5), torch.ones(18, 18), torch.ones(18), torch.ones(18)]
+    handed, last = autograd.scan(example.cell, [torch.zeros(0, 3, 5)], [first], parameters, True, "gpu")
+    assert handed[0].shape == (0, 3, 18)
+    assert torch.equal(last[0], first)
+
+
+@pytest.mark.parametrize("make", [LSTM, GRU])
+def test_nan_in_one_row_stays_in_that_row_and_in_its_gradient(make):
+    x = torch.randn(3, 4, 2)
+    x[1, 2] = torch.nan
+    x.requires_grad_()
+    output, _ = make(2, 18, backend="gpu")(x)
+    assert output[1:, 2].isnan().all()
+    assert output[:, [0, 1, 3]].isfinite().all()
+    gradient, = torch.autograd.grad(output.sum(), x)
+    assert gradient[:, 2].isnan().any()
+    assert gradient[:, [0, 1, 3]].isfinite().all()
 
 
 def test_programs_have_the_units_of_the_loop_and_few_grids_serve_all_batches():

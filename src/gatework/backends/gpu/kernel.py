@@ -17,8 +17,8 @@ from .. import kernel
 from ..batch import Batch
 from ..plan import Loop
 from . import device, resident, shared
-from .handed import sums
 from .load import load, words
+from .memory import sums
 from .resident import longest_operand, resident_values, signature
 from .source import LEAST
 from .steps import Steps
@@ -56,8 +56,7 @@ class Compiled:
 
     @staticmethod
     def source_of(loop: Loop, cell: Cell, dtype: torch.dtype) -> str:
-        # Normalising loops need their registers themselves: what the next turn reads would be spilled.
-        return resident.write(loop, cell, SERVED[dtype], ahead=dtype.itemsize < 4 and not sums(loop))
+        return resident.write(loop, cell, SERVED[dtype], ahead=dtype.itemsize < 4)
 
     def suited(self, xp, batch: Batch) -> list[Compiled]:
         return [self]
@@ -72,7 +71,7 @@ class Compiled:
              still=frozenset()) -> bool:
         if span != (0, batch.steps):
             raise ValueError(f"all steps run in one launch; asked for were {span} of {batch.steps}")
-        if batch.rows == 0 or batch.steps == 0:
+        if batch.steps == 0:  # a kernel of halves would read what the first turn needs
             return True
         strides = [0 if n in still else self.loop.buffers[n].width for n in self.sequences]
         given = [*words(batch, xp.device), batch.steps, batch.steps - 1 if from_end else 0, batch.rows,

@@ -18,7 +18,8 @@ from ...compiler import Cell
 from ...compiler.expr import Expr
 from ..plan import Loop, Pass, Place
 from .maths import FUNCTIONS
-from .source import EDGE_LINES, Writer, name_of, padded, sequence_strides
+from .memory import sums
+from .source import EDGE_LINES, Writer, name_of, padded, sequence_strides, taken_apart
 
 
 def resident_values(loop: Loop) -> int:
@@ -52,15 +53,6 @@ def _factors(loop: Loop) -> dict[tuple[Expr, str], None]:
             for m, flag in zip(e.args[::2], e.attr)}
 
 
-def _taken_apart(names: list[str], whole: str, block: int) -> list[str]:
-    """Lines that take the last dimension of `whole` apart."""
-    if len(names) == 2:
-        return [f"{names[0]}, {names[1]} = tl.split({whole})"]
-    a, b, c, d = names
-    return [f"{a}_even, {a}_odd = tl.split(({whole}).reshape([ROWS, {block}, 2, 2]))",
-            f"{a}, {c} = tl.split({a}_even)", f"{b}, {d} = tl.split({a}_odd)"]
-
-
 def _joined(values: list[str], block: int) -> str:
     whole = [f"tl.broadcast_to({value}, [ROWS, {block}])" for value in values]
     if len(values) == 2:
@@ -77,7 +69,8 @@ class Resident(Writer):
 
     def __init__(self, loop: Loop, cell: Cell, accurate: str, ahead: bool):
         super().__init__(loop, cell, accurate)
-        self.ahead = ahead
+        # Normalising loops need their registers themselves: what the next turn reads would be spilled.
+        self.ahead = ahead and not sums(loop)
         self.matrices: dict[tuple, str] = {}
         self.carriers: dict[tuple[str, int], list[str]] = {}  # where it is stored -> variables that carry it on
         self.updates: dict[str, str] = {}  # such a variable -> its value for the next turn
@@ -148,7 +141,7 @@ class Resident(Writer):
             else:
                 at, mask = self._of_run(place, e, len(run))
                 lines.append(f"{name} = tl.load({at}, mask={mask}, other=0.0)")
-                ready += _taken_apart([name for name, _, _ in run], whole, self.block(place.size))
+                ready += taken_apart([name for name, _, _ in run], whole, self.block(place.size))
         if not self.ahead:
             return [], ["t = first - turn if FROM_END else first + turn", *lines, *ready]
         of_next = re.compile(rf"\b({'|'.join(['t', *(line.partition(' = ')[0] for line in lines)])})\b")

@@ -22,8 +22,8 @@ from __future__ import annotations
 from ...compiler import Cell
 from ...compiler.expr import Expr
 from ..plan import Loop, Pass, Place
-from .handed import handed, sums
 from .maths import FUNCTIONS
+from .memory import handed, side_by_side, sums
 from .resident import Resident
 from .source import LEAST, name_of, padded
 
@@ -68,9 +68,8 @@ class _Shared(Resident):
     def __init__(self, loop: Loop, cell: Cell, members: int, longest: int, accurate: str):
         super().__init__(loop, cell, accurate, ahead=True)
         self.members, self.longest = members, longest
-        self.handed, self.width = handed(loop), handed_width(loop)
-        ends = [loop.size(v) for v in self.handed.values()]
-        self.begin = dict(zip(self.handed, (sum(ends[:k]) for k in range(len(ends)))))
+        self.handed = handed(loop)
+        self.begin, self.width = side_by_side({key: loop.size(v) for key, v in self.handed.items()})
         self.number = {e: k for k, e in enumerate(sums(loop))}
         self.pieces: dict[Expr, list[tuple[str, int, int]]] = {}
 

@@ -45,6 +45,15 @@ def sequence_strides(loop: Loop) -> list[str]:
     return [f"{name_of(n)}_stride" for n, b in loop.buffers.items() if b.kind == "sequence"]
 
 
+def taken_apart(names: list[str], whole: str, block: object) -> list[str]:
+    """Lines that take the last dimension of `whole` apart, of two or of four: [ROWS, units, names]."""
+    if len(names) == 2:
+        return [f"{names[0]}, {names[1]} = tl.split({whole})"]
+    a, b, c, d = names
+    return [f"{a}_even, {a}_odd = tl.split(({whole}).reshape([ROWS, {block}, 2, 2]))",
+            f"{a}, {c} = tl.split({a}_even)", f"{b}, {d} = tl.split({a}_odd)"]
+
+
 class Writer(ABC):
     """Writes equations line by line; `env` maps values to the names of their variables."""
 

@@ -24,40 +24,12 @@ from dataclasses import dataclass, replace
 from ...compiler import Cell
 from ...compiler.expr import Expr
 from ..plan import Loop, Pass, Place
-from .handed import handed, sums
 from .maths import FUNCTIONS
-from .source import EDGE_LINES, Writer, name_of
+from .memory import DEPTH, Layout, carried, filled
+from .source import EDGE_LINES, Writer, name_of, taken_apart
 
-DEPTH = 64  # values of an operand that are multiplied at once; operands and matrices are filled up to multiples of it
 ENTRIES = 4  # products at once
 CONSTANTS = ("FROM_END", "ROWS", "UNITS", "MEMBERS", "STAGES", "PRECISION", "OVERLAP")
-
-
-def filled(size: int) -> int:
-    return -(-size // DEPTH) * DEPTH
-
-
-def side_by_side(sizes: dict) -> tuple[dict, int]:
-    """Where vectors begin that lie behind each other, and their length in all."""
-    begin, end = {}, 0
-    for key, size in sizes.items():
-        begin[key], end = end, end + size
-    return begin, end
-
-
-def carried(loop: Loop) -> dict[tuple[str, int], int]:
-    """What equations of a turn read of the one before, and rows that it leaves: (buffer, offset) -> the size."""
-    read = {a for step in loop.passes for e in step.stage.nodes if e.op != "contract" for a in e.args}
-    places = [p for e, p in loop.reads.items() if p.turn == -1 and e in read]
-    places += [p for step in loop.passes for _, p in step.stores if loop.buffers[p.buffer].kind == "rows"]
-    return {(p.buffer, p.offset): p.size for p in places if p.buffer in loop.buffers}
-
-
-def matrices(loop: Loop) -> dict[Expr, int]:
-    """Matrices of the loop, those of a family in a row -> the values that each has with what fills it up."""
-    found = {m for step in loop.passes for e in step.stage.products for m in e.args[::2]}
-    return {m: filled(loop.sizes[m.dims[0]]) * filled(loop.sizes[m.dims[1]])
-            for m in sorted(found, key=lambda m: (m.attr[0], m.born))}
 
 
 def joined(loop: Loop) -> Loop:
@@ -143,12 +115,8 @@ class _Stage(Writer):
     def __init__(self, loop: Loop, cell: Cell, given: str, accurate: str):
         super().__init__(loop, cell, accurate)
         self.given = f"tl.{given}"
-        self.handed = handed(loop)
-        self.handed_at, self.handed_width = side_by_side({k: filled(loop.size(v)) for k, v in self.handed.items()})
-        self.carried = carried(loop)
-        self.carried_at, self.carried_width = side_by_side(self.carried)
-        self.matrix_at, _ = side_by_side(matrices(loop))
-        self.number = {e: k for k, e in enumerate(sums(loop))}
+        self.layout = Layout(loop)
+        self.number = {e: k for k, e in enumerate(self.layout.sums)}
         self.added: dict[Expr, list[str]] = {}  # a sum of products -> variables that add up to it
 
     def text(self, number: int, step: Pass) -> str:
@@ -166,7 +134,7 @@ class _Stage(Writer):
                  if b.kind == "sequence"]
         if edges(self.loop):
             head += EDGE_LINES
-        for name, width in (("handed", self.handed_width), ("carried", self.carried_width),
+        for name, width in (("handed", self.layout.handed_width), ("carried", self.layout.carried_width),
                             ("totals", len(self.number))):
             if width:
                 members = " * MEMBERS" if name == "totals" else ""
@@ -227,12 +195,12 @@ class _Stage(Writer):
                 self._put(self._carried("now", key, e), value, e, "there")
             else:
                 self.lines.append(self.store(e, place, value, "live"))
-                if key in self.carried:
+                if key in self.layout.carried:
                     self._put(self._carried("now", key, e), value, e, "live")
-            if key in self.handed:
+            if key in self.layout.handed:
                 self._put(self._handed("now", key, e), value, e, "live")
         for e in step.stage.nodes:
-            if e in self.handed:
+            if e in self.layout.handed:
                 self._put(self._handed("now", e, e), self.env[e], e, "live")
         for e, value in kept:
             self._put(self._scratch(e), value, e, "live")
@@ -248,10 +216,12 @@ class _Stage(Writer):
         return f" + u_{e.dims[0]}" if e.dims else ""
 
     def _handed(self, side: str, key: object, e: Expr) -> str:
-        return f"handed + handed_{side} + row * {self.handed_width} + {self.handed_at[key]}{self._unit(e)}"
+        at = self.layout.handed_at[key]
+        return f"handed + handed_{side} + row * {self.layout.handed_width} + {at}{self._unit(e)}"
 
     def _carried(self, side: str, key: tuple[str, int], e: Expr) -> str:
-        return f"carried + carried_{side} + row * {self.carried_width} + {self.carried_at[key]}{self._unit(e)}"
+        at = self.layout.carried_at[key]
+        return f"carried + carried_{side} + row * {self.layout.carried_width} + {at}{self._unit(e)}"
 
     def _scratch(self, e: Expr) -> str:
         return f"scratch + row * {self.loop.scratch_row} + {self.loop.scratch[e]}{self._unit(e)}"
@@ -262,7 +232,7 @@ class _Stage(Writer):
 
     def _is_carried(self, place: Place) -> bool:
         """Whether it is read where the turn before left it."""
-        return (place.buffer, place.offset) in self.carried and (
+        return (place.buffer, place.offset) in self.layout.carried and (
             place.turn == -1 or self.loop.buffers[place.buffer].kind == "rows")
 
     def read(self, e: Expr) -> str:
@@ -299,15 +269,15 @@ class _Stage(Writer):
 
     def _key(self, v: Expr) -> object:
         """What it is handed over as."""
-        return v if v in self.handed else (self.loop.reads[v].buffer, self.loop.reads[v].offset)
+        return v if v in self.layout.handed else (self.loop.reads[v].buffer, self.loop.reads[v].offset)
 
     def _side(self, v: Expr) -> str:
         """The side where it is handed over; none for what lies in memory as it was given."""
-        if v in self.handed:
+        if v in self.layout.handed:
             return "now"
         place = self.loop.reads[v]
         before = place.turn == -1 or self.loop.buffers[place.buffer].kind == "rows"
-        return "before" if before and self._key(v) in self.handed else ""
+        return "before" if before and self._key(v) in self.layout.handed else ""
 
     def _multiply(self, pairs: list[_Pair]) -> None:
         """Emit the loop over the depth of some products, and take their sums apart."""
@@ -323,7 +293,7 @@ class _Stage(Writer):
         at = (f"u_{out}[None] * {filled(sizes[1])} + ({down})" if first.flag == "N" else
               f"({down}) * {filled(sizes[1])} + u_{out}[None]")
         busy = "" if parts * len(pairs) == ENTRIES else f", mask=entry < {len(pairs)}, other=0.0"
-        begin = self._chosen(entry, [self.matrix_at[p.matrix] for p in pairs])
+        begin = self._chosen(entry, [self.layout.matrix_at[p.matrix] for p in pairs])
         self.lines += [f"a{n} = {a}", f"w{n} = weights + {begin}",
                        f"v{n} = tl.zeros([{ENTRIES}, ROWS, UNITS], {self.accurate})",
                        f"end{n} = tl.minimum({depth} * some * (member * UNITS < {self.loop.sizes[out]}), {depth})",
@@ -338,8 +308,8 @@ class _Stage(Writer):
         alike = whole and all(p.operand is v for p in pairs)
         across, axis = (f"{unit}[None, :]", "") if alike else (f"{unit}[None, None, :]", "[None]")
         if side:
-            begin = self._chosen(entry, [self.handed_at[self._key(p.operand)] for p in pairs])
-            at, mask = f"handed + handed_{side} + {begin} + row{axis} * {self.handed_width}", ""
+            begin = self._chosen(entry, [self.layout.handed_at[self._key(p.operand)] for p in pairs])
+            at, mask = f"handed + handed_{side} + {begin} + row{axis} * {self.layout.handed_width}", ""
         else:
             # Nothing stands in for these at an edge: the loop copies what comes from outside before it multiplies that.
             # And nobody writes over them in the loop: the gradient of the matrix is a product of them, after it.
@@ -359,9 +329,7 @@ class _Stage(Writer):
 
     def _take_apart(self, name: str, owners: list[Expr]) -> None:
         """Say which sum of products each entry belongs to. (`tl.sum` over entries has eight times as many barriers.)"""
-        self.lines += [f"{name}_all = tl.permute({name}, (1, 2, 0)).reshape([ROWS, UNITS, 2, 2])",
-                       f"{name}_even, {name}_odd = tl.split({name}_all)",
-                       f"{name}_0, {name}_2 = tl.split({name}_even)",
-                       f"{name}_1, {name}_3 = tl.split({name}_odd)"]
-        for k, e in enumerate(owners):
-            self.added.setdefault(e, []).append(f"{name}_{k}")
+        names = [f"{name}_{k}" for k in range(ENTRIES)]
+        self.lines += taken_apart(names, f"tl.permute({name}, (1, 2, 0))", "UNITS")
+        for e, one in zip(owners, names):
+            self.added.setdefault(e, []).append(one)

@@ -12,11 +12,11 @@ from ...compiler import Cell
 from ..batch import Batch
 from ..plan import Loop
 from . import device
-from .handed import handed, sums
 from .load import load, words
+from .memory import DEPTH, Layout, filled
 from .replays import Turns
 from .source import name_of, padded
-from .stages import DEPTH, ENTRIES, carried, filled, joined, matrices, side_by_side, signature, write
+from .stages import ENTRIES, joined, signature, write
 
 # Rows and units of a program. Registers are spilled by programs with more, as the compiler says
 # (`benchmarks/gpu/offline.py`); which of them to take is estimated from what is read, not measured.
@@ -41,32 +41,27 @@ class Steps:
         self.matrices_read = max(sum(len(e.attr) for e in step.stage.products) for step in loop.passes)
         types = {"given": dtype, "accurate": self.accurate, "words": torch.int64, "number": None}
         self.takes = {name: types[kind] for name, kind in signature(loop).items()}
-        self.sums = len(sums(loop))
-        self.carried, self.operands = carried(loop), handed(loop)
-        self.carried_at, self.carried_width = side_by_side(self.carried)
-        self.handed_at, self.handed_width = side_by_side({k: filled(loop.size(v)) for k, v in self.operands.items()})
+        self.layout = Layout(loop)
         self.edges_of_states = {(p.buffer, p.offset) for p in loop.reads.values() if p.turn == -1 and p.edge}
-        self.packed, self.packed_size = self._families()
+        self.packed = self._families()
         self.turns: dict[tuple, Turns] = {}
 
-    def _families(self) -> tuple[list[tuple[str, int, list[int], int, int]], int]:
+    def _families(self) -> list[tuple[str, int, list[int], int, int]]:
         """Where each family of matrices begins, its gates that are in use, and the units and features of one."""
-        sizes = matrices(self.loop)
-        begin, total = side_by_side(sizes)
         found: dict[str, tuple[str, int, list[int], int, int]] = {}
-        for m in sizes:
+        for m, begin in self.layout.matrix_at.items():
             family, gate = m.attr
             rows, columns = (self.loop.sizes[d] for d in m.dims)
-            found.setdefault(family, (family, begin[m], [], rows, columns))[2].append(
+            found.setdefault(family, (family, begin, [], rows, columns))[2].append(
                 self.cell.families[family].gates.index(gate))
-        return list(found.values()), total
+        return list(found.values())
 
     def suited(self, xp, batch: Batch) -> list[Steps]:
         return [self]
 
     def pack(self, xp, parameters: dict[str, Any]) -> Tensor:
         """All matrices of the loop, each filled up with zeros."""
-        packed = torch.zeros(self.packed_size, dtype=self.dtype, device=xp.device)
+        packed = torch.zeros(self.layout.matrices_size, dtype=self.dtype, device=xp.device)
         for family, begin, gates, rows, columns in self.packed:
             high, wide = filled(rows), filled(columns)
             given = parameters[family].view(-1, rows, columns)
@@ -90,7 +85,7 @@ class Steps:
             return max(-(-programs // device.processors()), programs / HUNGRY) * read
 
         # Every program reads all parts of a sum, for all its rows.
-        talls = [t for t in ROWS[self.dtype] if t == 16 or (t < 2 * rows and not self.sums)]
+        talls = [t for t in ROWS[self.dtype] if t == 16 or (t < 2 * rows and not self.layout.sums)]
         tall, wide = min(((t, w) for t in talls for w in UNITS), key=cost)
         tiles, members = shape(tall, wide)
         # Rounded up to three digits, so that batches of many sizes share a few recorded graphs: programs without rows
@@ -110,8 +105,6 @@ class Steps:
              still=frozenset()) -> bool:
         if span != (0, batch.steps):
             raise ValueError(f"all steps run in one call; asked for were {span} of {batch.steps}")
-        if batch.rows == 0 or batch.steps == 0:
-            return True
         grid, sizes = self.grid(batch.rows)
         memory = self._memory(grid[0] * sizes["ROWS"], sizes["MEMBERS"], xp.device)
         self._begin(memory, batch.rows, arrays, edges)
@@ -140,31 +133,32 @@ class Steps:
     def _memory(self, rows: int, members: int, where: torch.device) -> dict[str, Tensor]:
         """What the kernels hand over and keep, for whole programs of rows. Operands are zeros where nothing is."""
         exact = dict(dtype=self.accurate, device=where)
-        return {"handed": torch.zeros(2, rows, self.handed_width, dtype=self.dtype, device=where),
-                "carried": torch.empty(2, rows, self.carried_width, **exact),
-                "totals": torch.empty(2, rows, self.sums, members, **exact),
+        return {"handed": torch.zeros(2, rows, self.layout.handed_width, dtype=self.dtype, device=where),
+                "carried": torch.empty(2, rows, self.layout.carried_width, **exact),
+                "totals": torch.empty(2, rows, len(self.layout.sums), members, **exact),
                 "scratch": torch.empty(rows, self.loop.scratch_row, **exact)}
 
     def _begin(self, memory: dict[str, Tensor], rows: int, arrays, edges) -> None:
         """Write what the first turn of a row finds to both sides, since rows may begin in any turn."""
         kinds = {name: b.kind for name, b in self.loop.buffers.items()}
-        for key, size in self.carried.items():
+        for key, size in self.layout.carried.items():
             name, offset = key
-            into = memory["carried"][:, :rows, self.carried_at[key]:self.carried_at[key] + size]
+            into = memory["carried"][:, :rows, self.layout.carried_at[key]:self.layout.carried_at[key] + size]
             if kinds[name] == "rows" or key in self.edges_of_states:
                 into.copy_((arrays if kinds[name] == "rows" else edges)[name][:, offset:offset + size])
             else:  # nothing was there before the first turn
                 into.zero_()
-        for key, v in self.operands.items():
+        for key, v in self.layout.handed.items():
             if isinstance(key, tuple) and (kinds[key[0]] == "rows" or key in self.edges_of_states):
                 name, offset = key
-                first = (arrays if kinds[name] == "rows" else edges)[name][:, offset:offset + self.loop.size(v)]
-                memory["handed"][:, :rows, self.handed_at[key]:self.handed_at[key] + self.loop.size(v)] = first
+                begin, size = self.layout.handed_at[key], self.loop.size(v)
+                memory["handed"][:, :rows, begin:begin + size] = (
+                    arrays if kinds[name] == "rows" else edges)[name][:, offset:offset + size]
 
     def _end(self, memory: dict[str, Tensor], batch: Batch, arrays) -> None:
         """Read what the last turn left."""
         side = memory["carried"][(batch.steps - 1) % 2, :batch.rows]
-        for (name, offset), size in self.carried.items():
+        for (name, offset), size in self.layout.carried.items():
             if self.loop.buffers[name].kind == "rows":
-                at = self.carried_at[name, offset]
+                at = self.layout.carried_at[name, offset]
                 arrays[name][:, offset:offset + size] = side[:, at:at + size]
