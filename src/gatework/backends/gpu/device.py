@@ -1,4 +1,4 @@
-"""Hands on what the smallest GPU here has; an H100 where there is none, so that kernels are the same everywhere."""
+"""Hands on what the smallest GPU here has and may do; an H100 where there is none, so that kernels are the same."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def shared_bytes() -> int:
     """Shared memory that a program may have."""
     return min((getattr(p, "shared_memory_per_block_optin", p.shared_memory_per_block) for p in _properties()),
                default=SHARED)
+
+
+def precision() -> str:
+    """Of products of float32: the user's word for all of torch's, and not cuDNN's own."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def multiplies_from_memory() -> bool:

@@ -77,7 +77,7 @@ class Compiled:
         given = [*words(batch, xp.device), batch.steps, batch.steps - 1 if from_end else 0, batch.rows,
                  *(arrays[n] for n in self.buffers), *strides, *(edges[n] for n in self.edges), *weights]
         options = dict(FROM_END=from_end, ROWS=LEAST, num_warps=self.warps,
-                       PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee")
+                       PRECISION=device.precision())
         with torch.cuda.device_of(arrays[self.buffers[0]]):  # Triton launches on the current one
             self.launch(-(-batch.rows // LEAST), given, options, xp.device)
         return True

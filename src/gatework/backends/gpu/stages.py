@@ -7,8 +7,8 @@ possible; what the others must know of it lies in memory when the next kernel be
         for each stage
             stage(turn): loads, products of what was handed over, and equations, then the stores
 
-Four warps share the products: for each an operand and a matrix of its own, or a part of their depth. Memory for what
-goes from turn to turn has two sides, for even and for odd turns.
+Products are made four at a time, by warps of their own: of an operand and a matrix each, or of a part of their depth.
+Memory for what goes from turn to turn has two sides, for even and for odd turns.
 
 With OVERLAP, which NVIDIA's GPUs have from compute capability 9 on, a kernel begins while the one before it runs, and
 waits for its end where it first reads what that may write.

@@ -114,7 +114,7 @@ class Steps:
                  **{f"{name_of(n)}_moves": int(n not in still) for n in self.sequences},
                  **{f"{name_of(n)}_edge": a for n, a in edges.items()}, "weights": weights, **memory}
         options = dict(FROM_END=from_end, **sizes, OVERLAP=False,
-                       PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee")
+                       PRECISION=device.precision())
         for name, dtype in self.takes.items():  # kernels are told addresses alone
             if dtype is not None and given[name].dtype != dtype:
                 raise TypeError(f"{name} must be {dtype}; given was {given[name].dtype}")
