@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 from examples import CELLS, CORE, Example, assert_close
 from triton.runtime.errors import OutOfResources
 
@@ -189,6 +190,20 @@ def test_without_triton_the_line_to_type_is_given(monkeypatch):
     monkeypatch.delattr(gatework.backends, "gpu")
     with pytest.raises(ModuleNotFoundError, match=r'pip install "gatework\[gpu\]"'):
         GRU(4, 3, backend="gpu")(torch.zeros(2, 1, 4))
+
+
+@pytest.mark.parametrize("version", ["3.3.1", "3.9.0"])
+def test_a_triton_that_does_not_make_these_kernels_is_refused_by_its_version(version, monkeypatch):
+    monkeypatch.setattr(triton, "__version__", version)
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ImportError, match=rf'from 3.5 on, and not 3.9.0.*is {version}.*pip install "gatework'):
+        GRU(4, 3, backend="gpu")(torch.zeros(2, 1, 4))
+
+
+@pytest.mark.parametrize("version", ["3.5.1", "3.10.0+git1a2b"])
+def test_other_versions_of_triton_are_taken(version, monkeypatch):
+    monkeypatch.setattr(triton, "__version__", version)
+    assert GRU(4, 3, backend="gpu")(torch.zeros(2, 1, 4))[0].shape == (2, 1, 3)
 
 
 @pytest.mark.parametrize("name", ["gru_reset_before", "lstm"])

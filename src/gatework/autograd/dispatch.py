@@ -53,7 +53,7 @@ def scan(cell: Cell, inputs: Sequence[Tensor], states: Sequence[Tensor], paramet
     float64, which autocast leaves alone), and products are of bfloat16 if that is it and the CPU multiplies it; states
     keep the dtype of the parameters. "gpu" rounds all that it is given, as cuDNN does, and carries float32. Raises
     TypeError where dtypes or devices are mixed, ValueError where a backend was asked for that cannot serve them,
-    ModuleNotFoundError without Triton.
+    ModuleNotFoundError without Triton, ImportError for a version of it that does not make the kernels.
     """
     parameters = [reference.dense(f, p) for f, p in zip(cell.families.values(), parameters, strict=True)]
     options = reverse, backend, outputs or (cell.output,), sizes, checkpoint_every

@@ -111,18 +111,22 @@ def check_states(layer, hx, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 def check_lengths(lengths, rows: int, steps: int) -> Tensor:
     """[B] whole numbers, as a tensor on the CPU; their range is checked where they are used (`Ragged`)."""
-    form = f"lengths must be {rows} whole numbers, one for each row of the batch, from 0 to the {steps} steps"
-    if isinstance(lengths, Tensor) and torch._C._functorch.is_batchedtensor(lengths):
-        raise ValueError(f"{form}; lengths that vmap or per-sample gradients map over have no numbers. Map over the "
-                         "other tensors with the same lengths, or pass all rows in one call")
+    def wrong(error: type[Exception], given: str) -> Exception:
+        return error(f"lengths must be {rows} whole numbers, one for each row of the batch, from 0 to the {steps} "
+                     f"steps; {given}")
+
+    compiling = torch.compiler.is_compiling()  # which cannot be asked about vmap up to torch 2.7
+    if isinstance(lengths, Tensor) and not compiling and torch._C._functorch.is_batchedtensor(lengths):
+        raise wrong(ValueError, "lengths that vmap or per-sample gradients map over have no numbers. Map over the "
+                                "other tensors with the same lengths, or pass all rows in one call")
     try:
         lengths = torch.as_tensor(lengths).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{form}; {type(lengths).__name__} was given") from error
+        raise wrong(TypeError, f"{type(lengths).__name__} was given") from error
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise TypeError(f"{form}; their dtype is {lengths.dtype}")
+        raise wrong(TypeError, f"their dtype is {lengths.dtype}")
     if tuple(lengths.shape) != (rows,):
-        raise ValueError(f"{form}; their shape is {tuple(lengths.shape)}")
+        raise wrong(ValueError, f"their shape is {tuple(lengths.shape)}")
     return lengths.long()
 
 
@@ -145,7 +149,7 @@ def recorded_names(cell: Cell, record: bool | str | Sequence[str] | None) -> tup
     known = list(dict.fromkeys([*cell.record, *cell.next]))
     if record is True:
         return tuple(known)
-    if not isinstance(record, str | Iterable):
+    if not isinstance(record, (str, Iterable)):  # torch.compile reads no union up to torch 2.6
         raise TypeError(f"record is True, a name or several names; {record!r} was given. {cell.name} has "
                         f"{', '.join(known)}")
     names = (record,) if isinstance(record, str) else tuple(record)

@@ -151,19 +151,20 @@ class Recurrent(torch.nn.Module):
         random = Regularisation(self.cell, self.zoneout, self.recurrent_dropout, self.variational_dropout,
                                 self.weight_dropout)
         self._random = random or None  # None: nothing to look at in any call
-        # For training and for evaluation: the cell, and the one with resets.
-        self._cells = {training: (register(c), register(with_resets(c, self.initial_state)))
-                       for training, c in ((True, random.training), (False, random.evaluation))}
+        # By whether a call is of training, and whether it has resets.
+        self._cells = {(training, resets): register(with_resets(c, self.initial_state) if resets else c)
+                       for training, c in ((True, random.training), (False, random.evaluation))
+                       for resets in (False, True)}
 
     @property
     def evaluation_cell(self) -> Cell:
         """The cell that runs in eval(): without dropout, and with the mean over the masks of zoneout."""
-        return self._cells[False][0]
+        return self._cells[False, False]
 
     @property
     def evaluation_cell_with_resets(self) -> Cell:
         """The same for calls with resets."""
-        return self._cells[False][1]
+        return self._cells[False, True]
 
     @property
     def _initialisation(self) -> Initialisation:
@@ -344,7 +345,7 @@ class Recurrent(torch.nn.Module):
                 x = self._random.drop_input(x, call.rows, call.ragged)
             made = self._layer(x, states, layer * directions, call)
             for suffix, (handed, end) in zip(self._suffixes(layer), made):
-                records |= {n + suffix: handed[n] for n in call.recorded}
+                records.update({n + suffix: handed[n] for n in call.recorded})
                 last.append(end)
             outputs = [handed[self.cell.output] for handed, _ in made]
             x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
@@ -355,7 +356,7 @@ class Recurrent(torch.nn.Module):
 
     def _layer(self, x: Tensor, states: list[Sequence[Tensor]], first: int, call: _Call) -> list[tuple[dict, Sequence]]:
         """For each direction of the layer that begins at `first`: what is handed out, by name, and the last states."""
-        cell = self._cells[self.training][call.resets is not None]
+        cell = self._cells[self.training, call.resets is not None]
         outputs = (self.cell.output, *(n for n in call.recorded if n != self.cell.output))
         options = dict(outputs=outputs, sizes=call.ragged and call.ragged.sizes, checkpoint_every=self.checkpoint_every)
         given = [self._given(x, states, first, reverse, call) for reverse in range(1 + self.bidirectional)]

@@ -143,6 +143,8 @@ class Kernel(kernel.Kernel):
         return {"forward": self._training[1].source, "backward": self._backward[1].source}
 
 
+# Of Triton: the first that was tried, and what fails an assertion in LLVM where it compiles an LSTM.
+OLDEST, FATAL = (3, 5), ("3.9.0",)
 # What is tried in turn; beyond that loops run step by step. `Shared` waits here for its first run on a GPU.
 FORMS: tuple[type[Compiled], ...] = (Compiled,)
 
@@ -174,8 +176,14 @@ def _with_ways_out() -> Iterator[None]:
 
 
 def check(like: torch.Tensor) -> None:
-    """Raise ValueError for tensors that Triton's kernels do not serve."""
-    interpreted = triton.knobs.runtime.interpret
+    """Raise ImportError for a Triton that does not make the kernels, ValueError for tensors that they do not serve."""
+    version = triton.__version__
+    old = tuple(map(int, version.split(".")[:2])) < OLDEST
+    interpreted = not old and triton.knobs.runtime.interpret
+    if old or (version in FATAL and not interpreted):
+        raise ImportError(f'backend="gpu" needs Triton from {".".join(map(str, OLDEST))} on, and not '
+                          f'{", ".join(FATAL)}, whose compiler ends the process; installed is {version}. Type:  pip '
+                          'install "gatework[gpu]"  or use backend="reference"')
     if not (like.is_cuda or interpreted) or like.dtype not in SERVED:
         raise ValueError(f'backend="gpu" serves {", ".join(map(str, SERVED))} on a GPU; given was {like.dtype} on '
                          f'{like.device}. Use backend="auto" or "reference"')
