@@ -139,7 +139,7 @@ def torch_gradients(cell: Cell, inputs: Values, first: Values, parameters: Value
     loss = (output * torch.tensor(upstream)).sum() + sum((e * torch.tensor(last[k])).sum()
                                                          for e, k in zip(end, cell.states))
     found = torch.autograd.grad(loss, [*x, *s, *p], allow_unused=True, materialize_grads=True)
-    return output.detach().numpy(), [e.detach().numpy() for e in end], [g.numpy() for g in found]
+    return output.detach().numpy(), [e.detach().numpy() for e in end], [g.detach().numpy() for g in found]
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(1, 1), (4, 3)], ids=lambda n: str(n))
