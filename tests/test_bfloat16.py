@@ -331,10 +331,9 @@ def test_a_program_that_multiplies_bfloat16_says_where_it_cannot_run(monkeypatch
 @pytest.mark.parametrize("every", [0, 2])
 def test_registered_operator_passes_the_checks_of_torch_with_products_of_bfloat16(every):
     torch.manual_seed(0)
-    cell = autograd.register(trace(cells.lstm))
+    cell, sizes = autograd.register(trace(cells.lstm)), torch.tensor([9, 8, 6])  # one place less than there are
     x, states = torch.randn(24, 2, requires_grad=True), [torch.randn(9, 4) for _ in range(2)]
     weights = [torch.randn(s, requires_grad=True) for s in ((16, 2), (16, 4), (16,), (16,))]
-    sizes = torch.tensor([9, 8, 6])  # one place less than there are
     torch.library.opcheck(torch.ops.gatework.scan,
                           (cell.fingerprint, "h,i", [x], states, weights, False, sizes, every, False, True, True))
 

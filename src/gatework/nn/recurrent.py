@@ -146,12 +146,11 @@ class Recurrent(torch.nn.Module):
         self.reset_parameters()
 
     def _register_cells(self) -> None:
-        """Make known to compilers whatever a call may run."""
+        """Make known to compilers whatever a call may run: in training or not, with resets or not."""
         self.cell, self._plain = register(self.cell), Plain()
         random = Regularisation(self.cell, self.zoneout, self.recurrent_dropout, self.variational_dropout,
                                 self.weight_dropout)
         self._random = random or None  # None: nothing to look at in any call
-        # By whether a call is of training, and whether it has resets.
         self._cells = {(training, resets): register(with_resets(c, self.initial_state) if resets else c)
                        for training, c in ((True, random.training), (False, random.evaluation))
                        for resets in (False, True)}

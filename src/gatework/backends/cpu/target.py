@@ -51,7 +51,7 @@ def _known(cpu: str, features: dict[str, bool]) -> dict[str, Target]:
             pairs = bool(features.get("avx512bf16") and features.get("avx512bw"))
             tiles = pairs and all(map(features.get, ("amx-tile", "amx-bf16"))) and _may_use_tiles()
             found["avx512"] = Target("avx512", 512, 32, cpu, flat + ",-prefer-256-bit", True, fast_division=True,
-                                     wider_than_blas=_has_zen5_units(cpu), pairs=pairs, tiles=tiles, pause=_PAUSE)
+                                     wider_than_blas=_is_of_amd(cpu), pairs=pairs, tiles=tiles, pause=_PAUSE)
         if features.get("avx2") and features.get("fma"):
             found["avx2"] = Target("avx2", 256, 16, "haswell", "", flag_flushes=True, pause=_PAUSE)
         found["sse2"] = Target("sse2", 128, 16, "x86-64", "", flag_flushes=True, pause=_PAUSE)
@@ -62,9 +62,9 @@ def _known(cpu: str, features: dict[str, bool]) -> dict[str, Target]:
     return found
 
 
-def _has_zen5_units(cpu: str) -> bool:
-    """Whether this is a processor of AMD's, for which MKL has code for AVX2, whose units are 512 bits wide."""
-    return cpu.startswith("znver") and int(cpu.removeprefix("znver")) >= 5
+def _is_of_amd(cpu: str) -> bool:
+    """Whether MKL runs its code for AVX2 here, though there is AVX-512."""
+    return cpu.startswith("znver")
 
 
 def _may_use_tiles() -> bool:

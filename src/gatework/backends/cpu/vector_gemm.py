@@ -1,9 +1,10 @@
 """Large products by the widest vectors of the machine, where the BLAS at hand uses narrower ones.
 
 MKL, which torch multiplies with, gives AMD's processors its code for AVX2: half of what those can do whose units are
-512 bits wide. Here a block of rows by two vectors of columns stays in registers while it walks along the depth. The
-right side is packed first, for all threads, strip by strip of such columns; then each thread takes rows. These are read
-where they lie, if the depth lies side by side and there are enough for a block, else from a packed copy.
+512 bits wide, and it leaves a fifth of it unused where they have 256. Here a block of rows by two vectors of columns
+stays in registers while it walks along the depth. The right side is packed first, for all threads, strip by strip of
+such columns; then each thread takes rows. These are read where they lie, if the depth lies side by side and there are
+enough for a block, else from a packed copy.
 
 With few columns neither pays, and more of the depth fits: each thread packs the right side for itself and waits for
 nobody, and reads whole blocks of rows where they lie, calling for what comes.
