@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -192,12 +194,19 @@ def test_without_triton_the_line_to_type_is_given(monkeypatch):
         GRU(4, 3, backend="gpu")(torch.zeros(2, 1, 4))
 
 
-@pytest.mark.parametrize("version", ["3.3.1", "3.9.0"])
+@pytest.mark.parametrize("version", ["3.3.1", "3.9.0", "3.9.0+rocm"])
 def test_a_triton_that_does_not_make_these_kernels_is_refused_by_its_version(version, monkeypatch):
     monkeypatch.setattr(triton, "__version__", version)
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
-    with pytest.raises(ImportError, match=rf'from 3.5 on, and not 3.9.0.*is {version}.*pip install "gatework'):
+    with pytest.raises(ImportError, match=rf'from 3.5 on.* not 3.9.0.*is {re.escape(version)}.*pip install "gate'):
         GRU(4, 3, backend="gpu")(torch.zeros(2, 1, 4))
+
+
+def test_the_extra_asks_for_the_versions_of_triton_that_are_taken():
+    extras = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
+    oldest, fatal = ".".join(map(str, gpu.kernel.OLDEST)), [f"!={version}" for version in gpu.kernel.FATAL]
+    asked = ",".join([f"triton>={oldest}", *fatal])
+    assert [line for line in extras["optional-dependencies"]["gpu"] if line.partition(";")[0] == asked]
 
 
 @pytest.mark.parametrize("version", ["3.5.1", "3.10.0+git1a2b"])

@@ -1,5 +1,7 @@
 """Machines that the tests do not run on: their code can be made here, not tried."""
 
+import platform
+
 import llvmlite.binding as llvm
 import my_cells
 import pytest
@@ -8,11 +10,18 @@ from gatework import cells
 from gatework.backends.cpu import jit
 from gatework.backends.cpu.emit import emit
 from gatework.backends.cpu.shape import shape
-from gatework.backends.cpu.target import Target
+from gatework.backends.cpu.target import Target, _known
 from gatework.backends.plan import plan_backward, plan_forward
 from gatework.compiler import split, trace
 
 NEON = Target("neon", 128, 32, "neoverse-n1", "")
+
+
+@pytest.mark.parametrize(("cpu", "wider"), [("znver4", True), ("znver5", True), ("sapphirerapids", False)])
+def test_only_amds_vectors_of_512_bits_are_wider_than_those_of_mkl(cpu, wider, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    found = _known(cpu, dict.fromkeys(("avx512f", "avx512vl", "avx512dq", "avx2", "fma"), True))
+    assert {name: t.wider_than_blas for name, t in found.items()} == {"avx512": wider, "avx2": False, "sse2": False}
 
 
 @pytest.fixture(scope="module")

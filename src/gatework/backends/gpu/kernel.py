@@ -143,7 +143,8 @@ class Kernel(kernel.Kernel):
         return {"forward": self._training[1].source, "backward": self._backward[1].source}
 
 
-# Of Triton: the first that was tried, and what fails an assertion in LLVM where it compiles an LSTM.
+# Of Triton: the first that compiles these kernels, and what fails an assertion of LLVM at an LSTM's; the extra `gpu`
+# of pyproject.toml asks for the same.
 OLDEST, FATAL = (3, 5), ("3.9.0",)
 # What is tried in turn; beyond that loops run step by step. `Shared` waits here for its first run on a GPU.
 FORMS: tuple[type[Compiled], ...] = (Compiled,)
@@ -180,7 +181,7 @@ def check(like: torch.Tensor) -> None:
     version = triton.__version__
     old = tuple(map(int, version.split(".")[:2])) < OLDEST
     interpreted = not old and triton.knobs.runtime.interpret
-    if old or (version in FATAL and not interpreted):
+    if old or (version.partition("+")[0] in FATAL and not interpreted):
         raise ImportError(f'backend="gpu" needs Triton from {".".join(map(str, OLDEST))} on, and not '
                           f'{", ".join(FATAL)}, whose compiler ends the process; installed is {version}. Type:  pip '
                           'install "gatework[gpu]"  or use backend="reference"')
