@@ -89,11 +89,12 @@ def page(done: list[tuple[Run, list[dict]]]) -> str:
             if not found:
                 lines += [f"**{run.name}**: not measured yet.", ""]
                 continue
-            first = found[0]
+            first, dates = found[0], [f["date"] for f in found]
             lines += [f"**{run.name}** ({first['on']} data; {first['epochs']} epochs, "
                       f"{shown_time(found)}, "
                       f"{first['threads']} thread{'s' * (first['threads'] > 1)}, "
-                      f"{first['date']}; seeds {', '.join(str(f['seed']) for f in found)}; settings: "
+                      f"{' to '.join(sorted({min(dates), max(dates)}))}; "
+                      f"seeds {', '.join(str(f['seed']) for f in found)}; settings: "
                       f"{', '.join(f'{k} {v}' for k, v in run.settings.items()) or 'the defaults'})", ""]
             names = list(first["figures"]["this model"])
             lines += [f"| | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
