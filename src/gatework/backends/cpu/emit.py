@@ -251,6 +251,7 @@ class _Kernel(Memory):
         """Where an operand of inner products lies."""
         f = self.f
         if self.loop.parts and not lies_ready(self.loop, run):
+            # Runs hold values of the cell, which refuse to be compared: they are told apart by what they read.
             at = {r.source: at for r, at in rounded(self.loop, step)}[run.source]
             return f.at(f.at("%tile", f.integer("mul", row, row_bytes(self.loop, step))), self.sums + at)
         return self.at(run.source, row, "0") if isinstance(run.source, Place) else self.in_scratch(run.source, row)
